@@ -1,0 +1,60 @@
+"""What the HTTP side needs of the rest, as Protocols, so that a fake engine can stand behind the whole server.
+
+Implemented by `engine/engine.py` and composed in `cli.py`; used by `app.py` and `chat.py`.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Protocol
+
+from litevl.sequence import Deliver, Health, LoadedMedia, MediaRef, Message, ModelCard, Prompt, Sequence
+
+
+class Engine(Protocol):
+    """A thread that turns sequences into tokens."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Start the thread. `deliver` is called from it once a step; outputs of one request in order."""
+        ...
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; from any thread. `QueueFullError`, `ContextLengthError`, `UnavailableError`."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Free a request within one step; unknown ids are ignored; nothing more is delivered for it."""
+        ...
+
+    def health(self) -> Health:
+        """READY, STALLED or DEAD, from the heartbeat of the step."""
+        ...
+
+    def stop(self) -> None:
+        """End the thread; what still runs is delivered as an error."""
+        ...
+
+
+class Preprocessor(Protocol):
+    """Messages and pixels to ids. Slow: called in a worker thread; safe to call from several."""
+
+    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes a token stands for; b"" for control tokens. May end inside a character."""
+        ...
+
+
+class MediaLoader(Protocol):
+    """References to pixels, within the request's limits and deadlines."""
+
+    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A loaded model, ready to answer."""
+
+    card: ModelCard
+    engine: Engine
+    preprocessor: Preprocessor
+    media: MediaLoader

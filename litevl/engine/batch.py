@@ -1,0 +1,128 @@
+"""A step's plan as the tensors of one packed forward pass.
+
+Everything is laid out in numpy on the host and copied once. Called by `runner.py`; knows the
+nouns and the attention batch, no model family.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache
+from litevl.models.qwen_vl import stage
+from litevl.sequence import Chunk, MediaItem, Sequence, Step
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSpan:
+    """Rows of the batch that take features [start, stop) of one item."""
+
+    item: MediaItem
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """T tokens of B sequences, of which S are to be sampled."""
+
+    token_ids: Tensor  # (T,) int64
+    positions: Tensor  # (3, T) int64
+    attention: AttentionBatch
+    media_rows: Tensor  # (M,) int64: rows that take features instead of embeddings
+    media_spans: tuple[MediaSpan, ...]  # where those features come from, in order
+    sample_rows: Tensor  # (S,) int64
+    sampled: tuple[Sequence, ...]
+
+
+def pack(step: Step, cache: KVCache, backend: AttentionBackend, device: torch.device) -> PackedBatch:
+    """Lay out a step. Chunks keep the step's order: decodes first."""
+    chunks = step.chunks
+    ends = np.cumsum([chunk.length for chunk in chunks])
+    sampled = [i for i, chunk in enumerate(chunks) if chunk.is_last]
+    rows, spans = _media(chunks, ends)
+    return PackedBatch(
+        token_ids=stage(np.concatenate([_token_ids(chunk) for chunk in chunks]), device),
+        positions=stage(np.concatenate([_positions(chunk) for chunk in chunks], axis=1), device),
+        attention=_attention(chunks, ends, cache, backend, device),
+        media_rows=stage(rows, device),
+        media_spans=spans,
+        sample_rows=stage(ends[sampled] - 1, device),
+        sampled=tuple(chunks[i].sequence for i in sampled),
+    )
+
+
+def _attention(
+    chunks: tuple[Chunk, ...], ends: Ints, cache: KVCache, backend: AttentionBackend, device: torch.device
+) -> AttentionBatch:
+    tables = [np.asarray(chunk.sequence.blocks, dtype=np.int64) for chunk in chunks]
+    block_size = cache.block_size
+    slots = np.concatenate(
+        [_slots(table, chunk, block_size) for table, chunk in zip(tables, chunks, strict=True)]
+    )
+    context_lens = [chunk.end for chunk in chunks]
+    widths = [-(-length // block_size) for length in context_lens]
+    padded = np.zeros((len(chunks), max(widths)), dtype=np.int32)
+    for row, (table, width) in enumerate(zip(tables, widths, strict=True)):
+        padded[row, :width] = table[:width]
+    return AttentionBatch(
+        backend=backend,
+        cache=cache,
+        slots=stage(slots, device),
+        cu_seqlens=stage(np.concatenate([[0], ends]).astype(np.int32), device),
+        context_lens_on_device=stage(np.asarray(context_lens, dtype=np.int32), device),
+        block_table=stage(padded, device),
+        query_lens=tuple(chunk.length for chunk in chunks),
+        context_lens=tuple(context_lens),
+    )
+
+
+def _slots(table: Ints, chunk: Chunk, block_size: int) -> Ints:
+    index = np.arange(chunk.start, chunk.end)
+    slots: Ints = table[index // block_size] * block_size + index % block_size
+    return slots
+
+
+def _token_ids(chunk: Chunk) -> Ints:
+    prompt = chunk.sequence.prompt
+    head = prompt.token_ids[chunk.start : chunk.end]
+    if chunk.end <= len(prompt):
+        return head
+    first = max(chunk.start - len(prompt), 0)
+    tail = chunk.sequence.output_token_ids[first : chunk.end - len(prompt)]
+    return np.concatenate([head, np.asarray(tail, dtype=np.int64)])
+
+
+def _positions(chunk: Chunk) -> Ints:
+    """(3, length): the prompt's own, then index + delta on all three rows."""
+    prompt = chunk.sequence.prompt
+    head = prompt.positions[:, chunk.start : chunk.end]
+    if chunk.end <= len(prompt):
+        return head
+    index = np.arange(max(chunk.start, len(prompt)), chunk.end) + prompt.position_delta
+    return np.concatenate([head, np.broadcast_to(index, (3, len(index)))], axis=1)
+
+
+def _media(chunks: tuple[Chunk, ...], ends: Ints) -> tuple[Ints, tuple[MediaSpan, ...]]:
+    """The rows of the batch that are placeholders, and the features they take."""
+    rows: list[Ints] = [np.zeros(0, dtype=np.int64)]
+    spans: list[MediaSpan] = []
+    for chunk, end in zip(chunks, ends, strict=True):
+        for span in _spans(chunk):
+            indices = span.item.token_indices[span.start : span.stop]
+            rows.append(indices - chunk.start + (end - chunk.length))
+            spans.append(span)
+    return np.concatenate(rows), tuple(spans)
+
+
+def _spans(chunk: Chunk) -> Iterator[MediaSpan]:
+    for item in chunk.sequence.prompt.media:
+        start, stop = np.searchsorted(item.token_indices, (chunk.start, chunk.end))
+        if start < stop:
+            yield MediaSpan(item=item, start=int(start), stop=int(stop))

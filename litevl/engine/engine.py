@@ -1,0 +1,224 @@
+"""The engine: schedule, launch, collect, in a thread of its own.
+
+Everything that changes a sequence happens in this thread. Other threads reach it through an inbox
+(`add`, `abort`); tokens leave through one call of `deliver` a step. Composed in `cli.py`, called
+by `api/service.py`. Knows no HTTP, no JSON and no text.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+from litevl.engine.scheduler import Scheduler
+from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
+from litevl.sequence import Chunk, Deliver, FinishReason, Health, Sequence, Step, StepOutput
+
+logger = logging.getLogger("litevl.engine")
+
+STALL_AFTER_S = 60.0  # a step that takes longer turns /health red
+MAX_FAILED_STEPS = 3  # in a row; then the device is taken for lost
+
+
+class Launched(Protocol):
+    """A forward pass under way."""
+
+    def wait(self) -> list[int]:
+        """Block until it is done: one token id for every chunk that is the last of its sequence."""
+        ...
+
+
+class Runner(Protocol):
+    """What turns a step into tokens; `runner.py` implements it, tests fake it."""
+
+    def launch(self, step: Step) -> Launched: ...
+
+
+class Engine:
+    """Continuous batching over one model. `add`, `abort`, `health` and `stop` may be called anywhere."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        max_model_len: int,
+        max_num_seqs: int,
+        max_num_queued_reqs: int,
+    ) -> None:
+        self.scheduler = scheduler
+        self.num_steps = 0
+        self._runner = runner
+        self._max_model_len = max_model_len
+        self._max_unfinished = max_num_seqs + max_num_queued_reqs
+        self._wake = threading.Condition()
+        self._added: deque[Sequence] = deque()
+        self._aborted: deque[str] = deque()
+        self._unfinished: dict[str, Sequence] = {}
+        self._is_stopping = False
+        self._is_dead = False
+        self._step_began: float | None = None
+        self._deliver: Deliver = lambda outputs: None
+        self._thread = threading.Thread(target=self._run, name="litevl-engine", daemon=True)
+
+    # Any thread --------------------------------------------------------------------------------
+
+    def start(self, deliver: Deliver) -> None:
+        """Start the thread; `deliver` is called from it with a step's outputs."""
+        self._deliver = deliver
+        self._thread.start()
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; its outputs follow through `deliver`.
+
+        Raises ContextLengthError, QueueFullError or UnavailableError, and then nothing is kept.
+        """
+        if len(sequence.prompt) >= self._max_model_len:
+            raise ContextLengthError(
+                f"The prompt has {len(sequence.prompt)} tokens; this model's maximum context length "
+                f"is {self._max_model_len} tokens, of which at least one is the answer's."
+            )
+        with self._wake:
+            if self._is_dead or self._is_stopping:
+                raise UnavailableError("The engine has stopped.", code="server_error")
+            if len(self._unfinished) >= self._max_unfinished:
+                raise QueueFullError("Too many requests are waiting; try again in a moment.")
+            self._unfinished[sequence.request_id] = sequence
+            self._added.append(sequence)
+            self._wake.notify()
+
+    def abort(self, request_id: str) -> None:
+        """Free a request before the next step; ids that are unknown or finished are ignored."""
+        with self._wake:
+            if request_id in self._unfinished:
+                self._aborted.append(request_id)
+                self._wake.notify()
+
+    def health(self) -> Health:
+        """The heartbeat of the step, not of the web server."""
+        if self._is_dead or not self._thread.is_alive():
+            return Health.DEAD
+        began = self._step_began
+        if began is not None and time.monotonic() - began > STALL_AFTER_S:
+            return Health.STALLED
+        return Health.READY
+
+    def stop(self) -> None:
+        """End the thread after its current step; what still runs is delivered as an error."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._unfinished)
+
+    def check_idle(self) -> None:
+        """Raise unless everything is free; true whenever no request is unfinished."""
+        scheduler = self.scheduler
+        pool = scheduler.pool
+        held = (pool.num_blocks - pool.num_free, len(scheduler.encoder_cache), len(self._unfinished))
+        if any(held) or scheduler.running or scheduler.waiting:
+            raise RuntimeError("idle engine holds %d KV blocks, %d features, %d requests" % held)
+
+    # The engine thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failed_steps = 0
+        try:
+            while self._take_inbox():
+                if outputs := self._guarded_step():
+                    self._deliver(outputs)
+                failed = any(output.error for output in outputs)
+                failed_steps = failed_steps + 1 if failed else 0
+                if failed_steps == MAX_FAILED_STEPS:
+                    logger.critical("%d steps failed in a row: the engine stops", failed_steps)
+                    return
+        finally:
+            self._is_dead = True
+            self._fail_all(UnavailableError("The engine has stopped.", code="server_error"))
+
+    def _take_inbox(self) -> bool:
+        """Wait for work and take in what was added and aborted; False when it is time to end."""
+        with self._wake:
+            while not (self._added or self._aborted or self._is_stopping or self._unfinished):
+                self._wake.wait()
+            while self._added:
+                self.scheduler.add(self._added.popleft())
+            while self._aborted:
+                if sequence := self._unfinished.pop(self._aborted.popleft(), None):
+                    self.scheduler.finish(sequence)
+            return not self._is_stopping
+
+    def _guarded_step(self) -> list[StepOutput]:
+        """One step that fails only the sequences that were in it."""
+        step = self.scheduler.schedule()
+        if step is None:
+            return []
+        self._step_began = time.monotonic()
+        try:
+            return self.collect(step, self._runner.launch(step).wait())
+        except Exception as error:  # noqa: BLE001 - the thread must survive one bad batch
+            logger.exception("a step of %d tokens failed: %s", step.num_tokens, type(error).__name__)
+            failure = InternalError("The model failed on this request.")
+            return [self._end(chunk.sequence, failure) for chunk in step.chunks]
+        finally:
+            self._step_began = None
+            self.num_steps += 1
+
+    def step(self) -> list[StepOutput]:
+        """Advance everything that can run by one forward pass (for use without the thread)."""
+        self._take_inbox()
+        step = self.scheduler.schedule()
+        return self.collect(step, self._runner.launch(step).wait()) if step else []
+
+    def collect(self, step: Step, token_ids: list[int]) -> list[StepOutput]:
+        """Note what a finished step computed, and say what is new."""
+        tokens = iter(token_ids)
+        sampled = [(chunk, next(tokens) if chunk.is_last else None) for chunk in step.chunks]
+        return [output for chunk, token in sampled if (output := self._advance(chunk, token))]
+
+    def _advance(self, chunk: Chunk, token_id: int | None) -> StepOutput | None:
+        self.scheduler.complete(chunk)
+        if token_id is None:
+            return None
+        sequence = chunk.sequence
+        sequence.output_token_ids.append(token_id)
+        reason = self._finish_reason(sequence, token_id)
+        if reason:
+            self._forget(sequence)
+        return StepOutput(
+            request_id=sequence.request_id, token_id=token_id, finish_reason=reason
+        )
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in sequence.params.stop_token_ids:
+            return FinishReason.STOP
+        is_full = len(sequence) >= self._max_model_len
+        if is_full or len(sequence.output_token_ids) >= sequence.params.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        with self._wake:
+            self._unfinished.pop(sequence.request_id, None)
+
+    def _end(self, sequence: Sequence, error: Exception) -> StepOutput:
+        self._forget(sequence)
+        return StepOutput(
+            request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=error
+        )
+
+    def _fail_all(self, error: Exception) -> None:
+        self._take_inbox_quietly()
+        if outputs := [self._end(sequence, error) for sequence in list(self._unfinished.values())]:
+            self._deliver(outputs)
+
+    def _take_inbox_quietly(self) -> None:
+        with self._wake:
+            while self._added:
+                self.scheduler.add(self._added.popleft())

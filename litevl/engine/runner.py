@@ -1,0 +1,69 @@
+"""One forward pass: encode what the step needs, pack it, run the model, sample.
+
+`launch` reads nothing from the device; the tokens are read when `wait` is called. Called by
+`engine.py`; knows nothing of queues, budgets or requests.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from litevl.engine.batch import PackedBatch, pack
+from litevl.engine.encoder_cache import EncoderCache
+from litevl.engine.sampler import Sampler
+from litevl.models.attention import KVCache
+from litevl.models.qwen_vl import QwenVL
+from litevl.sequence import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step under way."""
+
+    token_ids: Tensor | None  # (S,) int64, on the device; None when no sequence is complete
+
+    def wait(self) -> list[int]:
+        """Block until the step is done; one token id for each sampled sequence, in chunk order."""
+        return [] if self.token_ids is None else [int(token) for token in self.token_ids.tolist()]
+
+
+class Runner:
+    """Runs steps on one model. All calls come from the engine thread."""
+
+    def __init__(
+        self, model: QwenVL, cache: KVCache, sampler: Sampler, encoder_cache: EncoderCache[Tensor]
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._sampler = sampler
+        self._encoder_cache = encoder_cache
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Launched:
+        """Start a step's forward pass."""
+        self._encode(step)
+        batch = pack(step, self._cache, self._model.backend, self._model.device)
+        hidden = self._model.forward(
+            self._model.embed(batch.token_ids),
+            batch.positions,
+            batch.attention,
+            batch.media_rows,
+            self._features(batch),
+        )
+        if not batch.sampled:
+            return Launched(None)
+        logits = self._model.logits(hidden.index_select(0, batch.sample_rows))
+        return Launched(self._sampler.sample(logits, batch.sampled))
+
+    def _encode(self, step: Step) -> None:
+        if step.encode:
+            for item, features in zip(step.encode, self._model.encode(step.encode), strict=True):
+                self._encoder_cache.put(item, features)
+
+    def _features(self, batch: PackedBatch) -> Tensor:
+        """The features of the batch's placeholder rows: (M, hidden * (1 + deepstack levels))."""
+        spans = batch.media_spans
+        if not spans:
+            return torch.empty(0, device=self._model.device)
+        return torch.cat([self._encoder_cache.get(s.item)[s.start : s.stop] for s in spans])

@@ -1,0 +1,282 @@
+"""Paged attention behind transformers' `AttentionInterface`: one packed batch, many sequences.
+
+transformers calls `paged_attention` in every text layer of an unmodified model; it writes the new
+keys and values into the paged cache and lets a backend attend to what each sequence has there.
+The batch comes from the one module variable, set by `use_batch` around a forward; without one the
+function raises, since a forward without it would silently see the future. No mask is registered
+for the name, so the model builds none. Called by `qwen_vl.py`; knows no scheduler and no family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+TEXT_ATTENTION = "litevl_paged"  # must not contain "flash": transformers tests for the substring
+VISION_ATTENTION = "litevl_flash_varlen"  # must contain it: so the tower passes cu_seqlens
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Keys and values of every layer in blocks: (num_blocks, block_size, kv_heads, head_dim) each."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def block_size(self) -> int:
+        return self.keys[0].shape[1]
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store (T, kv_heads, head_dim) keys and values in slots (T,), counted through all blocks."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBatch:
+    """What attention must know of a step: B sequences, T new tokens, decodes first."""
+
+    backend: "AttentionBackend"
+    cache: KVCache
+    slots: Tensor  # (T,) int64: where the new keys and values go
+    cu_seqlens: Tensor  # (B + 1,) int32: where each sequence's new tokens begin
+    context_lens_on_device: Tensor  # (B,) int32
+    block_table: Tensor  # (B, most blocks) int32, padded with 0
+    query_lens: tuple[int, ...]  # new tokens of each sequence
+    context_lens: tuple[int, ...]  # tokens each sequence can see, the new ones included
+
+    @property
+    def num_decodes(self) -> int:
+        """How many sequences at the front have one new token."""
+        return next(
+            (i for i, length in enumerate(self.query_lens) if length != 1), len(self.query_lens)
+        )
+
+    @cached_property
+    def decode_mask(self) -> Tensor:
+        """(B, 1, 1, longest context) bool: what each decode row may see. Built once a step."""
+        lens = self.context_lens_on_device[: self.num_decodes]
+        longest = max(self.context_lens[: self.num_decodes])
+        return (torch.arange(longest, device=lens.device) < lens[:, None])[:, None, None]
+
+    @cached_property
+    def chunk_masks(self) -> dict[int, Tensor]:
+        """Causal (n, context) bool mask for each chunk that continues an earlier one."""
+        return {
+            i: torch.ones(n, total, dtype=torch.bool, device=self.slots.device).tril(total - n)
+            for i, (n, total) in enumerate(zip(self.query_lens, self.context_lens, strict=True))
+            if i >= self.num_decodes and n < total
+        }
+
+
+class AttentionBackend(Protocol):
+    """How one layer attends: q (T, heads, head_dim) against the cache; returns the shape of q."""
+
+    block_size: int
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+    ) -> Tensor: ...
+
+
+class SdpaPaged:
+    """torch's SDPA over gathered blocks: for the CPU, and wherever nothing better runs."""
+
+    def __init__(self, block_size: int = 16) -> None:
+        self.block_size = block_size
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+    ) -> Tensor:
+        out = torch.empty_like(q)
+        decodes = batch.num_decodes
+        if decodes:
+            out[:decodes] = self._decode(q[:decodes], batch, layer, scale, window)
+        begin = decodes
+        for i in range(decodes, len(batch.query_lens)):
+            end = begin + batch.query_lens[i]
+            out[begin:end] = self._chunk(
+                q[begin:end], k[begin:end], v[begin:end], batch, i, layer, scale, window
+            )
+            begin = end
+        return out
+
+    def _decode(self, q: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int) -> Tensor:
+        """All decode rows in one call, padded to the longest context."""
+        mask = batch.decode_mask
+        table = batch.block_table[: len(q)]
+        keys = _gather(batch.cache.keys[layer], table, mask.shape[-1])
+        values = _gather(batch.cache.values[layer], table, mask.shape[-1])
+        if window:
+            oldest = batch.context_lens_on_device[: len(q), None] - window
+            mask = mask & (torch.arange(mask.shape[-1], device=q.device) >= oldest)[:, None, None]
+        out = F.scaled_dot_product_attention(
+            q[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+        )
+        return out[:, :, 0]
+
+    def _chunk(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: AttentionBatch,
+        row: int,
+        layer: int,
+        scale: float,
+        window: int,
+    ) -> Tensor:
+        """One sequence's chunk of a prompt: fresh keys alone, or all that the cache has of it."""
+        mask = batch.chunk_masks.get(row)
+        if mask is None and not window:
+            keys, values = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+        else:
+            table, total = batch.block_table[row : row + 1], batch.context_lens[row]
+            keys = _gather(batch.cache.keys[layer], table, total)
+            values = _gather(batch.cache.values[layer], table, total)
+        if window:
+            mask = _windowed(mask, len(q), batch.context_lens[row], window, q.device)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1)
+
+
+def _gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
+    """The first `length` tokens of each row of a block table: (B, kv_heads, length, head_dim)."""
+    return blocks[table].flatten(1, 2)[:, :length].transpose(1, 2)
+
+
+def _windowed(mask: Tensor | None, n: int, total: int, window: int, device: torch.device) -> Tensor:
+    """A causal mask (n, total) that also forgets what lies `window` tokens back."""
+    if mask is None:
+        mask = torch.ones(n, total, dtype=torch.bool, device=device).tril(total - n)
+    return mask.triu(total - n - window + 1)
+
+
+class VarlenPaged:
+    """torch's flash attention with a block table: CUDA, bf16 or fp16; prefill, mixed and decode in one call."""
+
+    block_size = 256  # the kernel wants pages divisible by 256
+
+    def __init__(self, num_multiprocessors: int = 1) -> None:
+        self._num_multiprocessors = num_multiprocessors
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+    ) -> Tensor:
+        out = varlen_attn(
+            q,
+            batch.cache.keys[layer],
+            batch.cache.values[layer],
+            batch.cu_seqlens,
+            None,
+            max(batch.query_lens),
+            max(batch.context_lens),
+            scale=scale,
+            window_size=(window - 1 if window else -1, 0),
+            enable_gqa=True,
+            seqused_k=batch.context_lens_on_device,
+            block_table=batch.block_table,
+            num_splits=self._num_splits(batch, k.shape[1]),
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    def _num_splits(self, batch: AttentionBatch, num_kv_heads: int) -> int:
+        """Always explicit: left to itself the kernel has returned NaN in paged decodes (torchtitan#3235)."""
+        num_sequences = len(batch.query_lens)
+        if batch.num_decodes < num_sequences:
+            return 1
+        return min(16, max(1, -(-self._num_multiprocessors // (num_sequences * num_kv_heads))))
+
+
+_current: ContextVar[AttentionBatch] = ContextVar("litevl_attention_batch")
+
+
+@contextmanager
+def use_batch(batch: AttentionBatch) -> Iterator[None]:
+    """Make `batch` the one that `paged_attention` serves in this thread."""
+    token = _current.set(batch)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_batch() -> AttentionBatch:
+    """The batch of the forward under way; raises outside one."""
+    batch = _current.get(None)
+    if batch is None:
+        raise RuntimeError("litevl's attention was called outside an engine step")
+    return batch
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the paged cache. q (1, heads, T, head_dim) after rotation -> (1, T, heads, head_dim)."""
+    batch = current_batch()
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    batch.cache.write(layer, batch.slots, k, v)
+    out = batch.backend.attend(
+        q.contiguous(), k, v, batch, layer, scaling, sliding_window or 0
+    )
+    return out[None], None
+
+
+def varlen_vision_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The vision tower's attention on CUDA: every picture or frame a segment of one varlen call."""
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    length = int(max_length_q)
+    out = varlen_attn(
+        q, k, v, cu_seq_lens_q, cu_seq_lens_q, length, length, scale=scaling, num_splits=1
+    )
+    assert isinstance(out, Tensor)
+    return out[None], None
+
+
+def register() -> None:
+    """Make both functions known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(TEXT_ATTENTION, paged_attention)
+    AttentionInterface.register(VISION_ATTENTION, varlen_vision_attention)
+
+
+def choose_backend(device: torch.device) -> AttentionBackend:
+    """The fastest backend for a device."""
+    if device.type == "cuda":
+        return VarlenPaged(torch.cuda.get_device_properties(device).multi_processor_count)
+    return SdpaPaged()

@@ -1,0 +1,161 @@
+"""What is peculiar to the Qwen-VL families, and the three forwards that the engine needs of them.
+
+Qwen2-VL (and QVQ), Qwen2.5-VL and Qwen3-VL run as transformers wrote them: the language model is
+called with embeddings of one packed batch, the vision tower with arguments computed beforehand on
+the host, so that neither reads from the device. Called by `engine/runner.py`; made by `loader.py`.
+Knows tensors, no scheduler, no text.
+"""
+
+from collections.abc import Sequence as Many
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, use_batch
+from litevl.sequence import MediaItem
+
+FAMILIES = {
+    "qwen2_vl": "Qwen2-VL and QVQ",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+}
+
+
+class QwenVL:
+    """A loaded model. All calls come from the engine thread, under `torch.inference_mode`."""
+
+    def __init__(self, model: nn.Module, *, device: torch.device, backend: AttentionBackend) -> None:
+        self.device = device
+        self.backend = backend
+        self.config: Any = model.config
+        self._lm: Any = model.model.language_model  # type: ignore[union-attr]
+        self._visual: Any = model.model.visual  # type: ignore[union-attr]
+        self._head: Any = model.lm_head
+        text = self.config.text_config
+        self.vocab_size: int = text.vocab_size
+        self.hidden_size: int = text.hidden_size
+        self.dtype: torch.dtype = self._lm.embed_tokens.weight.dtype
+        self._num_layers: int = text.num_hidden_layers
+        self._kv_shape = (text.num_key_value_heads, _head_dim(text))
+        if self.config.model_type == "qwen3_vl":
+            self._lm._deepstack_process = MethodType(self._add_deepstack, self._lm)
+
+    @property
+    def num_deepstack_levels(self) -> int:
+        return len(getattr(self.config.vision_config, "deepstack_visual_indexes", ()))
+
+    def kv_bytes_per_block(self) -> int:
+        """Bytes of keys and values of all layers in one block."""
+        heads, dim = self._kv_shape
+        per_token = 2 * self._num_layers * heads * dim * self.dtype.itemsize
+        return per_token * self.backend.block_size
+
+    def new_cache(self, num_blocks: int) -> KVCache:
+        """A zeroed paged cache (zeros, since some kernels let NaN leak out of unused slots)."""
+        shape = (num_blocks, self.backend.block_size, *self._kv_shape)
+        keys, values = (
+            tuple(
+                torch.zeros(shape, dtype=self.dtype, device=self.device)
+                for _ in range(self._num_layers)
+            )
+            for _ in range(2)
+        )
+        return KVCache(keys, values)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """(T,) int64 -> (T, hidden)"""
+        embeds: Tensor = self._lm.embed_tokens(token_ids)
+        return embeds
+
+    def encode(self, items: Many[MediaItem]) -> list[Tensor]:
+        """Features of pictures and clips, in order: (tokens, hidden * (1 + deepstack levels)) each."""
+        grid = torch.tensor([item.grid for item in items])
+        pixels = torch.cat([torch.from_numpy(item.pixels) for item in items])
+        out = self._visual(
+            stage(pixels, self.device).to(self.dtype), grid_thw=grid, **self._vision_inputs(grid)
+        )
+        levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or ())]
+        features = torch.cat(levels, dim=-1)
+        return list(features.split([item.num_tokens for item in items]))
+
+    def forward(
+        self, embeds: Tensor, positions: Tensor, batch: AttentionBatch, media_rows: Tensor, features: Tensor
+    ) -> Tensor:
+        """One packed forward pass.
+
+        `embeds` (T, hidden), overwritten at `media_rows` (M,) by `features` (M, hidden * (1 + levels));
+        `positions` (3, T). Returns the last hidden states (T, hidden).
+        """
+        deepstack: dict[str, Any] = {}
+        if len(media_rows):
+            base, *levels = features.split(self.hidden_size, dim=-1)
+            embeds = embeds.index_copy(0, media_rows, base)
+            if levels:
+                # The mask is unused: `_add_deepstack` adds at rows that are known already.
+                deepstack = {"visual_pos_masks": media_rows, "deepstack_visual_embeds": levels}
+        with use_batch(batch):
+            out = self._lm(
+                inputs_embeds=embeds[None],
+                position_ids=positions[:, None],
+                use_cache=False,
+                **deepstack,
+            )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(S, hidden) -> (S, vocabulary) float32"""
+        logits: Tensor = self._head(hidden).float()
+        return logits
+
+    def _add_deepstack(self, lm: Any, hidden: Tensor, rows: Tensor, level: Tensor) -> Tensor:
+        """Stands in for the model's own step, which indexes by a mask and so waits for the device."""
+        return hidden.index_add(1, rows, level[None].to(hidden.dtype))
+
+    def _vision_inputs(self, grid: Tensor) -> dict[str, Any]:
+        """The tower's data-dependent arguments, computed on the host. `grid` (items, 3)."""
+        vision = self.config.vision_config
+        merge = vision.spatial_merge_size
+        cu_seqlens = get_vision_cu_seqlens(grid)
+        tensors = {
+            "cu_seqlens": cu_seqlens,
+            "position_ids": get_vision_position_ids(grid, merge),
+        }
+        inputs: dict[str, Any] = {"max_seqlen": int(cu_seqlens.diff().max())}
+        if self.config.model_type == "qwen3_vl":
+            indices, weights = get_vision_interpolation_indices_and_weights(
+                grid,
+                num_grid_per_side=self._visual.num_grid_per_side,
+                mode=self._visual.interpolation_mode,
+                align_corners=self._visual.interpolation_align_corners,
+                spatial_merge_size=merge,
+            )
+            tensors |= {"interp_indices": indices, "interp_weights": weights}
+        if self.config.model_type == "qwen2_5_vl":
+            index, cu_window = get_vision_window_index(
+                grid, merge, vision.window_size, vision.patch_size
+            )
+            tensors |= {"window_index": index, "cu_window_seqlens": cu_window}
+            inputs["max_window_seqlen"] = int(cu_window.diff().max())
+        return inputs | {name: stage(tensor, self.device) for name, tensor in tensors.items()}
+
+
+def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A host array on the device, without waiting for the copy."""
+    tensor = data if isinstance(data, Tensor) else torch.from_numpy(data)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _head_dim(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

@@ -1,0 +1,284 @@
+"""The nouns that the rooms hand to one another. Arrays here are numpy; tensors live in engine and models.
+
+A request's words and media references become `Message`s and `MediaRef`s (api), references become
+`LoadedMedia` (media), both become a `Prompt` (models), a `Prompt` and `SamplingParams` become a
+`Sequence` (engine), whose `StepOutput`s travel back to api. Nothing here knows HTTP, JSON or torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MediaKind = Literal["image", "video"]
+
+
+# What a client asked ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaOptions:
+    """Qwen's own keys for one picture or clip; `None` means not given. Pixels are per frame."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None  # all frames together
+    resized_height: int | None = None
+    resized_width: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    video_start: float | None = None  # seconds
+    video_end: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRef:
+    """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind."""
+
+    declared: MediaKind  # what the part called it; only used in errors before bytes are seen
+    url: str = field(repr=False)  # content: never logged
+    param: str  # dotted path of the part, for errors: `messages[0].content[1]`
+    options: MediaOptions = MediaOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    """Stands where media item `index` of the request stood in the message."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    role: Literal["system", "user", "assistant", "tool"]  # `developer` has become `system`
+    parts: tuple[TextPart | MediaPart, ...]
+
+
+# Media -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What a header tells: upright size in pixels; frames and rate for a clip (1 and 0.0 else)."""
+
+    kind: MediaKind
+    width: int
+    height: int
+    num_frames: int = 1
+    fps: float = 0.0  # frames a second of the source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPlan:
+    """What is to be decoded: these frames, in this order, resized to this size."""
+
+    frame_indices: tuple[int, ...]  # (0,) for a picture
+    width: int
+    height: int
+
+
+class MediaPlanner(Protocol):
+    """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
+
+    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
+        """Choose size and frames within the server's limits; `InvalidValueError` on contradictions."""
+        ...
+
+    def resize(self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan) -> NDArray[np.uint8]:
+        """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedMedia:
+    """Decoded and resized: what the model will see."""
+
+    probe: Probe
+    plan: MediaPlan
+    frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
+    digest: bytes  # blake2b-128 of the original bytes, the plan and the kind
+    param: str
+
+    @property
+    def kind(self) -> MediaKind:
+        return self.probe.kind
+
+
+# Prompts ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MediaItem:
+    """One picture or clip inside a prompt, ready for the vision tower."""
+
+    kind: MediaKind
+    digest: bytes
+    token_indices: NDArray[np.int64]  # (n,) ascending prompt indices of its placeholder tokens
+    pixels: NDArray[np.float32] = field(repr=False)  # (patches, channels*temporal*patch*patch)
+    grid: tuple[int, int, int]  # patches in time, height, width
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_indices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompt:
+    """Token ids, their 3-D rotary positions, and the media between them."""
+
+    token_ids: NDArray[np.int64] = field(repr=False)  # (n,)
+    positions: NDArray[np.int64] = field(repr=False)  # (3, n): time, height, width
+    position_delta: int  # position of generated token at index i is i + delta, on all three rows
+    media: tuple[MediaItem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def num_media_tokens(self, kind: MediaKind) -> int:
+        return sum(item.num_tokens for item in self.media if item.kind == kind)
+
+
+# Sampling --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one sequence chooses its tokens and when it ends. Checked where it is parsed."""
+
+    max_tokens: int
+    temperature: float = 1.0  # below 1e-5: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    seed: int = 0  # drawn by the api when the client gave none
+    stop_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """The model's own `generation_config.json`, where a request is silent."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a client may know of the served model."""
+
+    names: tuple[str, ...]  # the first is the id, the others are aliases
+    created: int  # unix seconds
+    max_model_len: int  # prompt and answer together, in tokens
+    eos_token_ids: frozenset[int]
+    defaults: SamplingDefaults
+
+
+# Sequences -------------------------------------------------------------------------------------
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"  # never on the wire
+    ERROR = "error"  # never on the wire
+
+
+class SequenceStatus(Enum):
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One prompt and what has been generated for it. Changed by the engine thread alone."""
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    blocks: list[int] = field(default_factory=list)
+    row: int = -1  # slot in the sampler's per-row state while running
+    status: SequenceStatus = SequenceStatus.WAITING
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.output_token_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens known but not yet computed: the rest of the prompt, or the newest token."""
+        return len(self) - self.num_computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What one step gave one request: a token, an end, or both."""
+
+    request_id: str
+    token_id: int | None = None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None  # set when finish_reason is ERROR
+
+
+Deliver = Callable[[list[StepOutput]], None]  # called once a step by the engine thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Tokens [start, start + length) of one sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step computes all that is known, so that a new token can be sampled."""
+        return self.end == len(self.sequence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one forward pass computes: pure data, no tensors."""
+
+    chunks: tuple[Chunk, ...]  # decodes first
+    encode: tuple[MediaItem, ...] = ()  # items the vision tower must see first
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+
+class Health(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STALLED = "stalled"
+    DEAD = "dead"
