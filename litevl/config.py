@@ -1,4 +1,4 @@
-"""Every setting: name, default, help and check. Flags, environment and documents are generated from it.
+"""Every setting: name, default, help and check; flags and environment are generated from it.
 
 `cli.py` reads the command line, `LITEVL_<FLAG>`, then `--config FILE.toml`, then the defaults here.
 This module knows nothing of what the settings do.
@@ -16,7 +16,10 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def option(default: Any, help: str, metavar: str = "") -> Any:
     """A setting with the sentence that `litevl serve --help` and the README show."""
-    return field(default=default, metadata={"help": help, "metavar": metavar})
+    metadata = {"help": help, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +28,21 @@ class Config:
 
     # Model
     model: str = option("demo", "hub id, local folder, or `demo`", "MODEL")
-    served_model_name: tuple[str, ...] = option((), "names the model answers to, first is the id", "NAME,...")
+    served_model_name: tuple[str, ...] = option(
+        (), "names the model answers to, first is the id", "NAME,..."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto: bfloat16 on CUDA, float32 on the CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA when there is one")
     max_model_len: int | None = option(
-        None, "prompt and answer together, in tokens (default: what the model allows and memory fits)"
+        None,
+        "prompt and answer together, in tokens (default: what the model allows and memory fits)",
     )
     generation_config: str = option(
-        "auto", "auto: the model's own sampling defaults; litevl: none; or a folder", "auto|litevl|DIR"
+        "auto",
+        "auto: the model's own sampling defaults; litevl: none; or a folder",
+        "auto|litevl|DIR",
     )
     # Batching
     max_num_seqs: int = option(64, "sequences that run at once")
@@ -46,12 +54,18 @@ class Config:
     max_num_queued_reqs: int = option(128, "requests that may wait; more are answered 429")
     seed: int = option(0, "base of the seeds of requests that give none")
     # Media
-    min_pixels: int | None = option(None, "least pixels of a picture or frame (default: the model's)")
-    max_pixels: int | None = option(None, "most pixels of a picture or frame, default and cap in one")
-    fps: float | None = option(None, "frames sampled from a second of a clip, default and cap in one")
+    min_pixels: int | None = option(
+        None, "least pixels of a picture or frame (default: the model's)"
+    )
+    max_pixels: int | None = option(
+        None, "most pixels of a picture or frame, default and cap in one"
+    )
+    fps: float | None = option(
+        None, "frames sampled from a second of a clip, default and cap in one"
+    )
     max_frames: int = option(768, "most frames sampled from a clip")
     limit_mm_per_prompt: dict[str, int] = option(
-        None, "media in one request (default: image=64,video=2)", "image=N,video=N"
+        {}, "media in one request (default: image=64,video=2)", "image=N,video=N"
     )
     media_networks: tuple[str, ...] = option(
         (), "private networks that pictures may be fetched from (none by default)", "CIDR,..."
@@ -65,37 +79,46 @@ class Config:
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
 
     def __post_init__(self) -> None:
-        if self.limit_mm_per_prompt is None:
-            object.__setattr__(self, "limit_mm_per_prompt", {})
         limits = {"image": 64, "video": 2} | self.limit_mm_per_prompt
         object.__setattr__(self, "limit_mm_per_prompt", limits)
         self._check_counts()
         self._check_media()
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(f"--gpu-memory-utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
+            raise ConfigError(
+                f"--gpu-memory-utilization must lie in (0, 1], got {self.gpu_memory_utilization}"
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must lie in 0..65535, got {self.port}")
-        if any(len(key) < 1 or not key.isascii() or not key.isprintable() or " " in key for key in self.api_key):
+        if any(
+            len(key) < 1 or not key.isascii() or not key.isprintable() or " " in key
+            for key in self.api_key
+        ):
             raise ConfigError("--api-key takes printable ASCII without spaces")
 
     def _check_counts(self) -> None:
-        names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks", "max_frames")
-        names += ("min_pixels", "max_pixels", "max_body_size")
+        names = ["max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks"]
+        names += ["min_pixels", "max_pixels", "max_frames", "max_body_size"]
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.max_num_queued_reqs < 0:
-            raise ConfigError(f"--max-num-queued-reqs must not be negative, got {self.max_num_queued_reqs}")
+            raise ConfigError(
+                f"--max-num-queued-reqs must not be negative, got {self.max_num_queued_reqs}"
+            )
 
     def _check_media(self) -> None:
-        if self.fps is not None and not (0 < self.fps and math.isfinite(self.fps)):
+        if self.fps is not None and not 0 < self.fps < math.inf:
             raise ConfigError(f"--fps must be positive, got {self.fps}")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ConfigError(f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}")
+            raise ConfigError(
+                f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"
+            )
         unknown = set(self.limit_mm_per_prompt) - {"image", "video"}
         if unknown:
-            raise ConfigError(f"--limit-mm-per-prompt knows image and video, not {', '.join(sorted(unknown))}")
+            raise ConfigError(
+                f"--limit-mm-per-prompt knows image and video, not {', '.join(sorted(unknown))}"
+            )
         if any(limit < 0 for limit in self.limit_mm_per_prompt.values()):
             raise ConfigError("--limit-mm-per-prompt takes counts from 0 up")
         _ = self.media_ip_networks
@@ -106,7 +129,9 @@ class Config:
         try:
             return tuple(ipaddress.ip_network(text) for text in self.media_networks)
         except ValueError as error:
-            raise ConfigError(f"--media-networks takes networks such as 10.0.0.0/8: {error}") from None
+            raise ConfigError(
+                f"--media-networks takes networks such as 10.0.0.0/8: {error}"
+            ) from None
 
 
 def flag(name: str) -> str:

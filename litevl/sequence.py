@@ -1,4 +1,4 @@
-"""The nouns that the rooms hand to one another. Arrays here are numpy; tensors live in engine and models.
+"""The nouns that the rooms hand to one another. Arrays are numpy; tensors live behind the engine.
 
 A request's words and media references become `Message`s and `MediaRef`s (api), references become
 `LoadedMedia` (media), both become a `Prompt` (models), a `Prompt` and `SamplingParams` become a
@@ -91,10 +91,12 @@ class MediaPlanner(Protocol):
     """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
 
     def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
-        """Choose size and frames within the server's limits; `InvalidValueError` on contradictions."""
+        """Choose size and frames within the server's limits; InvalidValueError if impossible."""
         ...
 
-    def resize(self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan) -> NDArray[np.uint8]:
+    def resize(
+        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
+    ) -> NDArray[np.uint8]:
         """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
         ...
 

@@ -41,7 +41,9 @@ class PackedBatch:
     sampled: tuple[Sequence, ...]
 
 
-def pack(step: Step, cache: KVCache, backend: AttentionBackend, device: torch.device) -> PackedBatch:
+def pack(
+    step: Step, cache: KVCache, backend: AttentionBackend, device: torch.device
+) -> PackedBatch:
     """Lay out a step. Chunks keep the step's order: decodes first."""
     chunks = step.chunks
     ends = np.cumsum([chunk.length for chunk in chunks])
@@ -59,7 +61,11 @@ def pack(step: Step, cache: KVCache, backend: AttentionBackend, device: torch.de
 
 
 def _attention(
-    chunks: tuple[Chunk, ...], ends: Ints, cache: KVCache, backend: AttentionBackend, device: torch.device
+    chunks: tuple[Chunk, ...],
+    ends: Ints,
+    cache: KVCache,
+    backend: AttentionBackend,
+    device: torch.device,
 ) -> AttentionBatch:
     tables = [np.asarray(chunk.sequence.blocks, dtype=np.int64) for chunk in chunks]
     block_size = cache.block_size

@@ -1,4 +1,4 @@
-"""Features of the vision tower, kept from the step that encodes an item to the step that has passed it.
+"""Features of the vision tower, from the step that encodes an item to the one that passes it.
 
 Generic in what a feature is, so that the scheduler, which decides what is held, needs no torch.
 Filled by `runner.py`, emptied by `scheduler.py`.

@@ -36,7 +36,7 @@ class Runner(Protocol):
 
 
 class Engine:
-    """Continuous batching over one model. `add`, `abort`, `health` and `stop` may be called anywhere."""
+    """Continuous batching over one model. `add`, `abort`, `health`, `stop`: from any thread."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class Engine:
         """
         if len(sequence.prompt) >= self._max_model_len:
             raise ContextLengthError(
-                f"The prompt has {len(sequence.prompt)} tokens; this model's maximum context length "
-                f"is {self._max_model_len} tokens, of which at least one is the answer's."
+                f"The prompt has {len(sequence.prompt)} tokens; this model's maximum context "
+                f"length is {self._max_model_len} tokens, of which one at least is the answer's."
             )
         with self._wake:
             if self._is_dead or self._is_stopping:
@@ -120,9 +120,13 @@ class Engine:
         """Raise unless everything is free; true whenever no request is unfinished."""
         scheduler = self.scheduler
         pool = scheduler.pool
-        held = (pool.num_blocks - pool.num_free, len(scheduler.encoder_cache), len(self._unfinished))
+        held = (
+            pool.num_blocks - pool.num_free,
+            len(scheduler.encoder_cache),
+            len(self._unfinished),
+        )
         if any(held) or scheduler.running or scheduler.waiting:
-            raise RuntimeError("idle engine holds %d KV blocks, %d features, %d requests" % held)
+            raise RuntimeError(f"idle engine holds (KV blocks, features, requests) = {held}")
 
     # The engine thread -------------------------------------------------------------------------
 
@@ -161,8 +165,11 @@ class Engine:
         self._step_began = time.monotonic()
         try:
             return self.collect(step, self._runner.launch(step).wait())
-        except Exception as error:  # noqa: BLE001 - the thread must survive one bad batch
-            logger.exception("a step of %d tokens failed: %s", step.num_tokens, type(error).__name__)
+        except Exception as error:
+            # The thread must survive one bad batch.
+            logger.exception(
+                "a step of %d tokens failed: %s", step.num_tokens, type(error).__name__
+            )
             failure = InternalError("The model failed on this request.")
             return [self._end(chunk.sequence, failure) for chunk in step.chunks]
         finally:
@@ -190,9 +197,7 @@ class Engine:
         reason = self._finish_reason(sequence, token_id)
         if reason:
             self._forget(sequence)
-        return StepOutput(
-            request_id=sequence.request_id, token_id=token_id, finish_reason=reason
-        )
+        return StepOutput(request_id=sequence.request_id, token_id=token_id, finish_reason=reason)
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.params.stop_token_ids:

@@ -26,7 +26,7 @@ def uniform(seed: int, place: int) -> float:
 
 
 class Sampler:
-    """One model's sampler. `max_num_seqs` rows of state, allocated when the first penalty is asked for."""
+    """One model's sampler; its per-row state is allocated when the first penalty is asked for."""
 
     def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
         self._vocab_size = vocab_size

@@ -17,7 +17,7 @@ from litevl.sequence import Chunk, MediaItem, Sequence, SequenceStatus, Step
 
 
 class Scheduler:
-    """A sequence is in exactly one of `waiting`, `running`, or finished; only running ones hold blocks."""
+    """A sequence is waiting, running or finished; only running ones hold blocks."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Scheduler:
         return preemptions == self.num_preemptions
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Give a running sequence room for its newest token, at the cost of the newest sequences."""
+        """Give a running sequence room for its newest token, at the newest sequences' cost."""
         while sequence.status is SequenceStatus.RUNNING:
             missing = self.pool.blocks_for(len(sequence)) - len(sequence.blocks)
             if missing <= self.pool.num_free:
@@ -96,7 +96,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _admit(self, plan: "_Plan") -> None:
-        """Start waiting sequences in order of arrival, each with blocks for all its known tokens."""
+        """Start waiting sequences in order of arrival, with blocks for all their known tokens."""
         while self.waiting and self._free_rows and plan.has_tokens:
             sequence = self.waiting[0]
             needed = self.pool.blocks_for(len(sequence))
@@ -147,7 +147,7 @@ class _Plan:
                 yield item
 
     def _fit_media(self, items: Iterable[MediaItem], start: int, length: int) -> int:
-        """Plan the encoding of the media that the chunk touches; end it before one that does not fit."""
+        """Plan to encode what the chunk touches; end the chunk before an item that does not fit."""
         for item in items:
             first = int(item.token_indices[0])
             if first >= start + length:

@@ -1,0 +1,1 @@
+"""What is peculiar to a model family, and all that touches transformers."""

@@ -26,7 +26,7 @@ VISION_ATTENTION = "litevl_flash_varlen"  # must contain it: so the tower passes
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of every layer in blocks: (num_blocks, block_size, kv_heads, head_dim) each."""
+    """Keys and values of every layer, (num_blocks, block_size, kv_heads, head_dim) each."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class KVCache:
         return self.keys[0].shape[1]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store (T, kv_heads, head_dim) keys and values in slots (T,), counted through all blocks."""
+        """Store (T, kv_heads, head_dim) tensors in slots (T,), counted through all blocks."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
@@ -84,7 +84,14 @@ class AttentionBackend(Protocol):
     block_size: int
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: AttentionBatch,
+        layer: int,
+        scale: float,
+        window: int,
     ) -> Tensor: ...
 
 
@@ -95,7 +102,14 @@ class SdpaPaged:
         self.block_size = block_size
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: AttentionBatch,
+        layer: int,
+        scale: float,
+        window: int,
     ) -> Tensor:
         out = torch.empty_like(q)
         decodes = batch.num_decodes
@@ -110,7 +124,9 @@ class SdpaPaged:
             begin = end
         return out
 
-    def _decode(self, q: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int) -> Tensor:
+    def _decode(
+        self, q: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+    ) -> Tensor:
         """All decode rows in one call, padded to the longest context."""
         mask = batch.decode_mask
         table = batch.block_table[: len(q)]
@@ -170,7 +186,7 @@ def _windowed(mask: Tensor | None, n: int, total: int, window: int, device: torc
 
 
 class VarlenPaged:
-    """torch's flash attention with a block table: CUDA, bf16 or fp16; prefill, mixed and decode in one call."""
+    """torch's flash attention with a block table: CUDA, bf16 or fp16; one call for any mix."""
 
     block_size = 256  # the kernel wants pages divisible by 256
 
@@ -178,7 +194,14 @@ class VarlenPaged:
         self._num_multiprocessors = num_multiprocessors
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: AttentionBatch,
+        layer: int,
+        scale: float,
+        window: int,
     ) -> Tensor:
         out = varlen_attn(
             q,
@@ -199,7 +222,7 @@ class VarlenPaged:
         return out
 
     def _num_splits(self, batch: AttentionBatch, num_kv_heads: int) -> int:
-        """Always explicit: left to itself the kernel has returned NaN in paged decodes (torchtitan#3235)."""
+        """Always explicit: the kernel's own choice gave NaN in paged decodes (torchtitan#3235)."""
         num_sequences = len(batch.query_lens)
         if batch.num_decodes < num_sequences:
             return 1
@@ -237,14 +260,12 @@ def paged_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over the paged cache. q (1, heads, T, head_dim) after rotation -> (1, T, heads, head_dim)."""
+    """Attention over the paged cache: q (1, heads, T, head_dim) -> (1, T, heads, head_dim)."""
     batch = current_batch()
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     batch.cache.write(layer, batch.slots, k, v)
-    out = batch.backend.attend(
-        q.contiguous(), k, v, batch, layer, scaling, sliding_window or 0
-    )
+    out = batch.backend.attend(q.contiguous(), k, v, batch, layer, scaling, sliding_window or 0)
     return out[None], None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with a packed copy of the weight in place of the weight. float32, CPU, no gradients."""
+    """`nn.Linear` with a packed copy in place of its weight: float32, CPU, no gradients."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class PackedLinear(nn.Module):
 
 def can_pack() -> bool:
     """Whether this build of torch has oneDNN."""
-    return torch.backends.mkldnn.is_available()
+    return bool(torch.backends.mkldnn.is_available())
 
 
 def pack_linears(module: nn.Module) -> None:

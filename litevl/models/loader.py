@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils.hub import cached_file
 
 from litevl.config import Config
 from litevl.errors import ConfigError
@@ -40,8 +39,8 @@ def resolve(model: str) -> str:
     return str(Path(model).expanduser()) if looks_local else model
 
 
-def read_config(path: str) -> PretrainedConfig:
-    """The checkpoint's config; ConfigError when there is none, or for a family litevl cannot run."""
+def read_config(path: str) -> Any:
+    """The checkpoint's config; ConfigError when there is none, or litevl cannot run it."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -53,8 +52,8 @@ def read_config(path: str) -> PretrainedConfig:
     if config.model_type not in FAMILIES:
         names = ", ".join(FAMILIES.values())
         raise ConfigError(
-            f"{path!r} is a {config.model_type!r} model ({', '.join(config.architectures or ['?'])}); "
-            f"litevl runs {names}"
+            f"{path!r} is a {config.model_type!r} model "
+            f"({', '.join(config.architectures or ['?'])}); litevl runs {names}"
         )
     return config
 
@@ -64,7 +63,9 @@ def choose_device(config: Config) -> torch.device:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device on this machine; try --device cpu")
+        raise ConfigError(
+            "--device cuda: torch sees no CUDA device on this machine; try --device cpu"
+        )
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -90,12 +91,12 @@ def load_model(path: str, config: Config) -> QwenVL:
     return prepare(model, device=device, backend=choose_backend(device))
 
 
-def prepare(model: nn.Module, *, device: torch.device, backend: AttentionBackend) -> QwenVL:
-    """Choose attention for both towers and pack weights where that pays. `model` is changed in place."""
+def prepare(model: Any, *, device: torch.device, backend: AttentionBackend) -> QwenVL:
+    """Choose attention for both towers and pack weights where that pays; changes `model`."""
     register()
     model.eval().requires_grad_(False)
     is_cpu = device.type == "cpu"
-    model.set_attn_implementation(  # type: ignore[operator]
+    model.set_attn_implementation(
         {"text_config": TEXT_ATTENTION, "vision_config": "sdpa" if is_cpu else VISION_ATTENTION}
     )
     if is_cpu and can_pack():
@@ -112,7 +113,7 @@ class GenerationSettings:
 
 
 def read_generation_settings(path: str, model_config: Any, source: str) -> GenerationSettings:
-    """The model's `generation_config.json`, as `--generation-config` says: auto, litevl or a folder."""
+    """The model's `generation_config.json`, as `--generation-config` says."""
     own = _read_json(path, "generation_config.json")
     eos = own.get("eos_token_id", getattr(model_config.text_config, "eos_token_id", None))
     eos_ids = frozenset([eos] if isinstance(eos, int) else eos or ())
@@ -126,7 +127,7 @@ def read_generation_settings(path: str, model_config: Any, source: str) -> Gener
 
 def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
     neutral = SamplingDefaults()
-    # Only a file that says so is greedy: transformers leaves the word out of many files that sample.
+    # Only a file that says so is greedy: many files that sample leave the word out.
     temperature = 0.0 if raw.get("do_sample") is False else raw.get("temperature")
     return SamplingDefaults(
         temperature=neutral.temperature if temperature is None else float(temperature),

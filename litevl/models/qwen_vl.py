@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_interpolation_indices_and_weights,
@@ -33,12 +33,12 @@ FAMILIES = {
 class QwenVL:
     """A loaded model. All calls come from the engine thread, under `torch.inference_mode`."""
 
-    def __init__(self, model: nn.Module, *, device: torch.device, backend: AttentionBackend) -> None:
+    def __init__(self, model: Any, *, device: torch.device, backend: AttentionBackend) -> None:
         self.device = device
         self.backend = backend
         self.config: Any = model.config
-        self._lm: Any = model.model.language_model  # type: ignore[union-attr]
-        self._visual: Any = model.model.visual  # type: ignore[union-attr]
+        self._lm: Any = model.model.language_model
+        self._visual: Any = model.model.visual
         self._head: Any = model.lm_head
         text = self.config.text_config
         self.vocab_size: int = text.vocab_size
@@ -57,7 +57,7 @@ class QwenVL:
         """Bytes of keys and values of all layers in one block."""
         heads, dim = self._kv_shape
         per_token = 2 * self._num_layers * heads * dim * self.dtype.itemsize
-        return per_token * self.backend.block_size
+        return int(per_token * self.backend.block_size)
 
     def new_cache(self, num_blocks: int) -> KVCache:
         """A zeroed paged cache (zeros, since some kernels let NaN leak out of unused slots)."""
@@ -77,7 +77,7 @@ class QwenVL:
         return embeds
 
     def encode(self, items: Many[MediaItem]) -> list[Tensor]:
-        """Features of pictures and clips, in order: (tokens, hidden * (1 + deepstack levels)) each."""
+        """Features of items, in order: (tokens, hidden * (1 + deepstack levels)) each."""
         grid = torch.tensor([item.grid for item in items])
         pixels = torch.cat([torch.from_numpy(item.pixels) for item in items])
         out = self._visual(
@@ -88,12 +88,17 @@ class QwenVL:
         return list(features.split([item.num_tokens for item in items]))
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, batch: AttentionBatch, media_rows: Tensor, features: Tensor
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        media_rows: Tensor,
+        features: Tensor,
     ) -> Tensor:
         """One packed forward pass.
 
-        `embeds` (T, hidden), overwritten at `media_rows` (M,) by `features` (M, hidden * (1 + levels));
-        `positions` (3, T). Returns the last hidden states (T, hidden).
+        `embeds` (T, hidden), overwritten at `media_rows` (M,) by `features` (M, hidden * (1 +
+        levels)); `positions` (3, T). Returns the last hidden states (T, hidden).
         """
         deepstack: dict[str, Any] = {}
         if len(media_rows):
@@ -118,7 +123,7 @@ class QwenVL:
         return logits
 
     def _add_deepstack(self, lm: Any, hidden: Tensor, rows: Tensor, level: Tensor) -> Tensor:
-        """Stands in for the model's own step, which indexes by a mask and so waits for the device."""
+        """Stands in for the model's own step, whose mask indexing waits for the device."""
         return hidden.index_add(1, rows, level[None].to(hidden.dtype))
 
     def _vision_inputs(self, grid: Tensor) -> dict[str, Any]:

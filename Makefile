@@ -1,0 +1,53 @@
+# Everything runs from .venv, which the first target that needs it makes.
+# Another interpreter: make install PYTHON=python3.12
+# API_KEY, SEED, N and URL reach the commands through the environment, never on a command line.
+
+PYTHON = python3
+MODEL = demo
+HOST = 0.0.0.0
+PORT = 8000
+ARGS =
+
+BIN = .venv/bin
+INSTALLED = .venv/installed
+
+.DEFAULT_GOAL = help
+.PHONY: help install serve test check size eval test-gpu clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## .venv with litevl and what its tests need
+
+# pip shows its progress to a person and only its complaints to a log.
+$(INSTALLED): setup.cfg setup.py
+	@echo "Installing litevl into .venv; PyTorch is large, so the first time takes minutes."
+	@$(PYTHON) -m venv .venv
+	@test -t 1 || quiet=--quiet; $(BIN)/pip install $$quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS='--flag ...')
+	@if [ -n "$$API_KEY" ]; then export LITEVL_API_KEY="$$API_KEY"; fi; \
+	exec $(BIN)/litevl serve '$(MODEL)' --host '$(HOST)' --port '$(PORT)' $(ARGS)
+
+test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)
+	@$(BIN)/pytest $(ARGS)
+
+check: $(INSTALLED)  ## format, lint, types, house rules
+	@$(BIN)/ruff format --check --output-format concise .
+	@$(BIN)/ruff check --output-format concise .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -q tests/test_house.py
+
+size:  ## lines a room against its guide, longest functions
+	@$(PYTHON) tools/size.py
+
+eval: $(INSTALLED)  ## ask a running server about fresh scenes (SEED=n N=k URL=... API_KEY=...)
+	@$(BIN)/python -m training.evaluate $(ARGS)
+
+test-gpu: $(INSTALLED)  ## the same test bodies on a CUDA card
+	@$(BIN)/pytest tests/test_gpu.py $(ARGS)
+
+clean:  ## remove what these targets made, .venv included
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""Keys that the operator gave or that were made, and what the terminal says of a good start.
+
+Called by `cli.py`. Knows the config and the model card; knows no HTTP.
+"""
+
+import base64
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from litevl import __version__
+from litevl.config import Config
+from litevl.errors import ConfigError
+from litevl.sequence import ModelCard
+
+SAMPLE = Path(__file__).resolve().parent / "demo" / "sample.jpg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys that may call, and the file that holds the first, if a file does."""
+
+    values: tuple[str, ...]
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the banner must know of the server."""
+
+    config: Config
+    keys: Keys
+    port: int
+
+
+def load_keys(config: Config) -> Keys:
+    """Keys from the settings and the key file, which is made when it does not exist yet.
+
+    Raises ConfigError when a public address would be served without one.
+    """
+    if config.no_api_key:
+        return Keys(values=())
+    file = Path(config.api_key_file).expanduser() if config.api_key_file else None
+    values = config.api_key + (_read_or_make(file) if file else ())
+    if not values and not is_loopback(config.host):
+        raise ConfigError(
+            f"--host {config.host} is reachable from elsewhere and no key is set: give "
+            "--api-key-file FILE (made if missing) or LITEVL_API_KEY, or say --no-api-key"
+        )
+    return Keys(values=values, file=file)
+
+
+def _read_or_make(file: Path) -> tuple[str, ...]:
+    try:
+        if not file.exists():
+            write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
+        keys = tuple(file.read_text(encoding="ascii").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {file}: {error}") from None
+    if not keys:
+        raise ConfigError(f"--api-key-file {file} holds no key; write one a line, or delete it")
+    return keys
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its user can read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def mask(key: str) -> str:
+    """Enough of a key to recognise it by."""
+    return f"{key[:4]}…{key[-2:]}" if len(key) > 12 else "…"
+
+
+def announce(serving: Serving, card: ModelCard, summary: dict[str, str]) -> None:
+    """Print the one banner of a good start."""
+    print(banner(serving, card, summary), flush=True)
+
+
+def banner(serving: Serving, card: ModelCard, summary: dict[str, str]) -> str:
+    """What is served, where, with which key, and a line that can be pasted."""
+    facts = {"model": ", ".join(card.names)} | summary
+    facts |= {"local": f"http://{_local_host(serving.config.host)}:{serving.port}/v1"}
+    if not is_loopback(serving.config.host):
+        facts["network"] = f"http://{_lan_address()}:{serving.port}/v1"
+    facts["key"] = _key_line(serving.keys)
+    lines = [f"  {name:<9}{value}" for name, value in facts.items()]
+    return "\n".join(
+        ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(serving, card), ""]
+    )
+
+
+def _key_line(keys: Keys) -> str:
+    if not keys.values:
+        return "none: anyone who reaches this address may call"
+    source = f" in {keys.file}" if keys.file else ""
+    return f"{mask(keys.values[0])}{source}"
+
+
+def _curl(serving: Serving, card: ModelCard) -> list[str]:
+    """A request about the sample picture, ready to paste into another terminal."""
+    request = _state_folder() / f"sample-request-{serving.port}.json"
+    write_private(request, json.dumps(sample_request(card)))
+    address = f"http://{_local_host(serving.config.host)}:{serving.port}/v1/chat/completions"
+    lines = ["  Try it in another terminal:", "", f"    curl {address} \\"]
+    if serving.keys.file:
+        lines.append(f'      -H "Authorization: $(head -n 1 {serving.keys.file.absolute()})" \\')
+    elif serving.keys.values:
+        lines.append('      -H "Authorization: $API_KEY" \\')
+    return [*lines, f"      -d @{request}"]
+
+
+def sample_request(card: ModelCard) -> dict[str, object]:
+    """The body that asks about the sample picture."""
+    url = "data:image/jpeg;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "How many sheep are there in the picture?"},
+    ]
+    return {"model": card.names[0], "messages": [{"role": "user", "content": content}]}
+
+
+def _state_folder() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "litevl"
+
+
+def _local_host(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _lan_address() -> str:
+    """The address that other machines would use: the routing table is asked, nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])

@@ -1,0 +1,146 @@
+"""How much of the machine's memory the KV cache may take, and the context that follows.
+
+Called by `cli.py` once the weights are loaded. The arithmetic (`plan_kv`) knows no device.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+import torch
+
+from litevl.config import Config
+from litevl.engine.batch import pack
+from litevl.errors import ConfigError
+from litevl.models.qwen_vl import QwenVL
+from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
+
+DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
+CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVPlan:
+    """What was decided. Bytes are of keys and values of all layers."""
+
+    num_blocks: int
+    max_model_len: int
+    num_bytes: int
+    max_num_batched_tokens: int = 0
+
+
+def plan_for(model: QwenVL, config: Config) -> KVPlan:
+    """The plan for a loaded model on its device, within the operator's settings."""
+    default = DEFAULT_BATCHED_TOKENS[model.device.type]
+    max_tokens = config.max_num_batched_tokens or default
+    model_len = int(model.config.text_config.max_position_embeddings)
+    budget = kv_budget(
+        model,
+        utilization=config.gpu_memory_utilization,
+        max_tokens=max_tokens,
+        max_media_tokens=min(max_tokens, (config.max_model_len or model_len) // 2),
+    )
+    plan = plan_kv(
+        budget=budget,
+        bytes_per_block=model.kv_bytes_per_block(),
+        block_size=model.backend.block_size,
+        model_len=model_len,
+        asked_len=config.max_model_len,
+        asked_blocks=config.num_blocks,
+        max_num_seqs=config.max_num_seqs,
+    )
+    return replace(plan, max_num_batched_tokens=max_tokens)
+
+
+def plan_kv(
+    *,
+    budget: int,
+    bytes_per_block: int,
+    block_size: int,
+    model_len: int,
+    asked_len: int | None,
+    asked_blocks: int | None,
+    max_num_seqs: int,
+) -> KVPlan:
+    """Divide `budget` bytes into blocks; a whole context must fit, so that one can always run.
+
+    Raises ConfigError when what was asked for cannot be had.
+    """
+    if asked_len is not None and asked_len > model_len:
+        raise ConfigError(f"--max-model-len {asked_len}: this model allows at most {model_len}")
+    wanted_len = asked_len or model_len
+    affordable = asked_blocks or budget // bytes_per_block
+    whole = -(-wanted_len // block_size)
+    useful = max_num_seqs * whole
+    num_blocks = min(affordable, asked_blocks or useful)
+    fits = num_blocks * block_size
+    if fits < (asked_len or min(model_len, block_size)):
+        raise ConfigError(
+            f"a context of {wanted_len} tokens needs {_mib(whole * bytes_per_block)} "
+            f"of KV cache and {_mib(budget)} can be had, enough for {fits} tokens: "
+            "lower --max-model-len, free memory, or choose a smaller model"
+        )
+    return KVPlan(
+        num_blocks=num_blocks,
+        max_model_len=min(wanted_len, fits),
+        num_bytes=num_blocks * bytes_per_block,
+    )
+
+
+def kv_budget(model: QwenVL, *, utilization: float, max_tokens: int, max_media_tokens: int) -> int:
+    """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
+    if model.device.type == "cpu":
+        return int(psutil.virtual_memory().available) // CPU_SHARE
+    torch.cuda.reset_peak_memory_stats(model.device)
+    run_largest_step(model, max_tokens, max_media_tokens)
+    torch.cuda.synchronize(model.device)
+    peak = torch.cuda.max_memory_allocated(model.device)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(model.device)
+    others = total - free - torch.cuda.memory_reserved(model.device)
+    return max(0, int(total * utilization) - others - peak)
+
+
+@torch.inference_mode()
+def run_largest_step(model: QwenVL, max_tokens: int, max_media_tokens: int) -> None:
+    """The step that needs the most memory: a full chunk, and the largest picture."""
+    model.encode([largest_item(model, max_media_tokens)])
+    chunk = _full_chunk(max_tokens, model.backend.block_size)
+    cache = model.new_cache(len(chunk.sequence.blocks))
+    batch = pack(Step(chunks=(chunk,)), cache, model.backend, model.device)
+    none = torch.empty(0, device=model.device)
+    hidden = model.forward(
+        model.embed(batch.token_ids), batch.positions, batch.attention, batch.media_rows, none
+    )
+    model.logits(hidden[-1:])
+
+
+def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:
+    """A grey picture of at least `num_tokens` features."""
+    vision = model.config.vision_config
+    merge = vision.spatial_merge_size
+    side = merge * (int(num_tokens**0.5) + 1)
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    width = channels * vision.temporal_patch_size * vision.patch_size**2
+    return MediaItem(
+        kind="image",
+        digest=b"",
+        token_indices=np.arange((side // merge) ** 2),
+        pixels=np.zeros((side * side, width), dtype=np.float32),
+        grid=(1, side, side),
+    )
+
+
+def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
+    prompt = Prompt(
+        token_ids=np.zeros(num_tokens, dtype=np.int64),
+        positions=np.broadcast_to(np.arange(num_tokens), (3, num_tokens)),
+        position_delta=0,
+    )
+    sequence = Sequence(request_id="largest", prompt=prompt, params=SamplingParams(max_tokens=1))
+    sequence.blocks = list(range(-(-num_tokens // block_size)))
+    return Chunk(sequence=sequence, start=0, length=num_tokens)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"

@@ -1,0 +1,215 @@
+"""The engine around a scripted runner: how requests enter, end, fail and leave."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from litevl.engine.blocks import BlockPool
+from litevl.engine.encoder_cache import EncoderCache
+from litevl.engine.engine import MAX_FAILED_STEPS, Engine
+from litevl.engine.scheduler import Scheduler
+from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
+from litevl.sequence import FinishReason, Health, Prompt, SamplingParams, Sequence, Step, StepOutput
+
+EOS = 99
+TIMEOUT_S = 20.0  # a hang fails the test; nothing here takes long
+
+
+@dataclass
+class Tokens:
+    ids: list[int]
+
+    def wait(self) -> list[int]:
+        return self.ids
+
+
+@dataclass
+class ScriptedRunner:
+    """Counts up from 0 for each request; `before` may look at a step, block it, or raise."""
+
+    before: Callable[[Step], None] = lambda step: None
+    steps: list[Step] = field(default_factory=list)
+    end_after: int = 10**9
+
+    def launch(self, step: Step) -> Tokens:
+        self.steps.append(step)
+        self.before(step)
+        lengths = [len(c.sequence.output_token_ids) for c in step.chunks if c.is_last]
+        return Tokens([EOS if length >= self.end_after else length for length in lengths])
+
+
+class Outbox:
+    """Collects what the engine delivers, and waits for an end."""
+
+    def __init__(self) -> None:
+        self.outputs: list[StepOutput] = []
+        self._changed = threading.Condition()
+
+    def deliver(self, outputs: list[StepOutput]) -> None:
+        with self._changed:
+            self.outputs += outputs
+            self._changed.notify_all()
+
+    def of(self, request_id: str) -> list[StepOutput]:
+        return [output for output in self.outputs if output.request_id == request_id]
+
+    def wait_for(self, predicate: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(predicate, TIMEOUT_S)
+
+    def wait_for_end(self, *request_ids: str) -> None:
+        self.wait_for(
+            lambda: all(any(o.finish_reason for o in self.of(name)) for name in request_ids)
+        )
+
+
+def engine(runner: ScriptedRunner, *, max_queued: int = 10, num_blocks: int = 64) -> Engine:
+    scheduler = Scheduler(
+        BlockPool(num_blocks, 4), EncoderCache(), max_num_seqs=4, max_num_batched_tokens=16
+    )
+    return Engine(
+        scheduler, runner, max_model_len=64, max_num_seqs=4, max_num_queued_reqs=max_queued
+    )
+
+
+def request(name: str, length: int = 5, max_tokens: int = 3) -> Sequence:
+    prompt = Prompt(
+        token_ids=np.zeros(length, dtype=np.int64),
+        positions=np.zeros((3, length), dtype=np.int64),
+        position_delta=0,
+    )
+    params = SamplingParams(max_tokens=max_tokens, stop_token_ids=frozenset({EOS}))
+    return Sequence(request_id=name, prompt=prompt, params=params)
+
+
+def test_a_request_ends_by_length_with_all_its_tokens() -> None:
+    each, outbox = engine(ScriptedRunner()), Outbox()
+    each.start(outbox.deliver)
+    each.add(request("a"))
+    outbox.wait_for_end("a")
+    each.stop()
+    assert [output.token_id for output in outbox.of("a")] == [0, 1, 2]
+    assert [o.finish_reason for o in outbox.of("a")] == [None, None, FinishReason.LENGTH]
+    each.check_idle()
+
+
+def test_a_request_ends_by_a_stop_token() -> None:
+    each, outbox = engine(ScriptedRunner(end_after=1)), Outbox()
+    each.start(outbox.deliver)
+    each.add(request("a", max_tokens=9))
+    outbox.wait_for_end("a")
+    each.stop()
+    assert outbox.of("a")[-1] == StepOutput(
+        request_id="a", token_id=EOS, finish_reason=FinishReason.STOP
+    )
+
+
+def test_a_later_request_joins_the_running_batch_and_leaves_it() -> None:
+    added = threading.Event()
+
+    def hold(step: Step) -> None:
+        if step.chunks[0].sequence.output_token_ids:
+            assert added.wait(TIMEOUT_S)
+
+    runner, outbox = ScriptedRunner(before=hold), Outbox()
+    each = engine(runner)
+    each.start(outbox.deliver)
+    each.add(request("long", max_tokens=40))
+    each.add(request("short", max_tokens=2))
+    added.set()
+    outbox.wait_for_end("short", "long")
+    each.stop()
+    ends = [o.request_id for o in outbox.outputs if o.finish_reason]
+    assert ends == ["short", "long"]
+    sizes = [len(step.chunks) for step in runner.steps]
+    assert max(sizes) == 2 and sizes[-1] == 1
+
+
+def test_an_abort_frees_the_request_before_the_next_step() -> None:
+    running, aborted = threading.Event(), threading.Event()
+
+    def hold(step: Step) -> None:
+        running.set()
+        assert aborted.wait(TIMEOUT_S)
+
+    runner, outbox = ScriptedRunner(before=hold), Outbox()
+    each = engine(runner)
+    each.start(outbox.deliver)
+    each.add(request("a", max_tokens=50))
+    assert running.wait(TIMEOUT_S)
+    each.abort("a")
+    each.abort("a")
+    each.abort("unknown")
+    aborted.set()
+    each.add(request("b"))
+    outbox.wait_for_end("b")
+    each.stop()
+    with_a = [
+        step for step in runner.steps if any(c.sequence.request_id == "a" for c in step.chunks)
+    ]
+    assert len(with_a) == 1
+    each.check_idle()
+
+
+def test_a_full_queue_refuses_and_keeps_nothing() -> None:
+    each = engine(ScriptedRunner(), max_queued=1)
+    for number in range(5):
+        each.add(request(str(number)))
+    with pytest.raises(QueueFullError):
+        each.add(request("one too many"))
+    assert each.num_unfinished == 5
+
+
+def test_a_prompt_as_long_as_the_context_is_refused_at_admission() -> None:
+    each = engine(ScriptedRunner())
+    with pytest.raises(ContextLengthError, match="maximum context length is 64"):
+        each.add(request("a", length=64))
+    assert each.num_unfinished == 0
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on() -> None:
+    def fail_once(step: Step) -> None:
+        if step.chunks[0].sequence.request_id == "bad":
+            raise ValueError("planted")
+
+    each, outbox = engine(ScriptedRunner(before=fail_once)), Outbox()
+    each.start(outbox.deliver)
+    each.add(request("bad"))
+    outbox.wait_for_end("bad")
+    each.add(request("good"))
+    outbox.wait_for_end("good")
+    assert each.health() is Health.READY
+    each.stop()
+    assert isinstance(outbox.of("bad")[0].error, InternalError)
+    assert outbox.of("good")[-1].finish_reason is FinishReason.LENGTH
+    each.check_idle()
+
+
+def test_an_engine_that_fails_step_after_step_dies_and_says_so() -> None:
+    def fail(step: Step) -> None:
+        raise ValueError("planted")
+
+    each, outbox = engine(ScriptedRunner(before=fail)), Outbox()
+    each.start(outbox.deliver)
+    for number in range(MAX_FAILED_STEPS):
+        each.add(request(str(number)))
+        outbox.wait_for_end(str(number))
+    each._thread.join(TIMEOUT_S)
+    assert each.health() is Health.DEAD
+    with pytest.raises(UnavailableError):
+        each.add(request("late"))
+
+
+def test_stopping_ends_what_still_runs_with_an_error() -> None:
+    running = threading.Event()
+    each, outbox = engine(ScriptedRunner(before=lambda step: running.set())), Outbox()
+    each.start(outbox.deliver)
+    each.add(request("a", length=3, max_tokens=60))
+    assert running.wait(TIMEOUT_S)
+    each.stop()
+    outbox.wait_for_end("a")
+    assert not each._thread.is_alive()
+    each.check_idle()

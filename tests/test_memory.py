@@ -1,0 +1,60 @@
+"""The KV plan takes what the machine has, and says in numbers when that is too little."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litevl.engine.memory import KVPlan, plan_kv
+from litevl.errors import ConfigError
+
+MIB = 2**20
+
+
+def plan(budget: int = 64 * MIB, asked_len: int | None = None, **changes: int | None) -> KVPlan:
+    settings: dict[str, int | None] = {
+        "bytes_per_block": MIB,
+        "block_size": 16,
+        "model_len": 4096,
+        "asked_len": asked_len,
+        "asked_blocks": None,
+        "max_num_seqs": 4,
+    }
+    return plan_kv(budget=budget, **(settings | changes))  # type: ignore[arg-type]
+
+
+def test_the_context_shrinks_to_what_memory_fits() -> None:
+    assert plan().max_model_len == 64 * 16
+
+
+def test_no_more_blocks_than_the_sequences_can_use() -> None:
+    assert plan(budget=10**6 * MIB).num_blocks == 4 * 4096 // 16
+
+
+def test_blocks_by_hand_are_taken_as_given() -> None:
+    assert plan(asked_blocks=7).num_blocks == 7
+
+
+def test_a_context_beyond_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 4096"):
+        plan(asked_len=5000)
+
+
+def test_a_context_beyond_memory_is_refused_with_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"needs 128 MiB .* 64 MiB can be had, enough for 1024"):
+        plan(asked_len=2048)
+
+
+def test_no_memory_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lower --max-model-len"):
+        plan(budget=MIB // 2)
+
+
+@given(st.integers(1, 10**4), st.integers(16, 4096), st.integers(1, 64))
+def test_a_whole_context_always_fits_the_blocks(mib: int, length: int, seqs: int) -> None:
+    try:
+        made = plan(budget=mib * MIB, asked_len=length, max_num_seqs=seqs)
+    except ConfigError:
+        assert mib * 16 < length
+        return
+    assert made.max_model_len == length <= made.num_blocks * 16
+    assert made.num_bytes <= mib * MIB

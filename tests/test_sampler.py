@@ -1,0 +1,144 @@
+"""A row's token depends on its logits, its parameters, its seed and its place, and that is all."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from litevl.engine.sampler import Sampler, uniform
+from litevl.sequence import Prompt, SamplingParams, Sequence
+
+VOCABULARY = 64
+CPU = torch.device("cpu")
+
+
+def sequence(name: str, row: int = 0, *, outputs: tuple[int, ...] = (), **params: Any) -> Sequence:
+    prompt = Prompt(
+        token_ids=np.array([1, 2, 3, 2]), positions=np.zeros((3, 4), np.int64), position_delta=0
+    )
+    one = Sequence(
+        request_id=name, prompt=prompt, params=SamplingParams(max_tokens=100, **params), row=row
+    )
+    one.output_token_ids += outputs
+    return one
+
+
+def logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def sampler(rows: int = 8) -> Sampler:
+    return Sampler(VOCABULARY, rows, CPU)
+
+
+def kept_tokens(one: Sequence, row: torch.Tensor) -> Counter[int]:
+    """How often each token comes out over many places in the answer."""
+    place_holder = sampler()
+    counts: Counter[int] = Counter()
+    for _ in range(800):
+        counts[int(place_holder.sample(row, [one])[0])] += 1
+        one.output_token_ids.append(0)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 0.7), (0.8, 5, 1.0), (1.5, 12, 0.6), (1.0, 0, 1.0)]
+)
+def test_tokens_come_out_as_often_as_transformers_own_warpers_say(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    row = logits(1)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    ids: Any = torch.zeros(1, 1, dtype=torch.long)
+    expected = warpers(ids, row.clone()).softmax(-1)[0]
+    one = sequence("a", temperature=temperature, top_k=top_k, top_p=top_p, seed=7)
+    counts = kept_tokens(one, row)
+    assert all(expected[token] > 0 for token in counts)
+    shares = torch.tensor([counts[token] / 800 for token in range(VOCABULARY)])
+    assert (shares - expected).abs().max() < 0.06
+
+
+def test_repetition_penalty_is_transformers_own_over_prompt_and_output() -> None:
+    row = logits(1)
+    one = sequence("a", outputs=(9, 11), temperature=0.0, repetition_penalty=3.0)
+    ids: Any = torch.tensor([[*one.prompt.token_ids.tolist(), *one.output_token_ids]])
+    expected = RepetitionPenaltyLogitsProcessor(3.0)(ids, row.clone())
+    penalised = sampler()._penalise(row, [one], [0])
+    assert torch.equal(penalised, expected)
+
+
+def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
+    row = torch.zeros(1, VOCABULARY)
+    one = sequence("a", outputs=(9, 9, 11), presence_penalty=1.0, frequency_penalty=0.5)
+    penalised = sampler()._penalise(row, [one], [0])[0]
+    assert penalised[[9, 11, 2]].tolist() == [-2.0, -1.5, 0.0]
+
+
+def test_counts_follow_the_tokens_as_they_are_sampled() -> None:
+    each = sampler()
+    one = sequence("a", temperature=0.0, presence_penalty=2.0)
+    row = torch.zeros(1, VOCABULARY)
+    row[0, 5], row[0, 6] = 1.0, 0.5
+    tokens = []
+    for _ in range(2):
+        tokens.append(int(each.sample(row, [one])[0]))
+        one.output_token_ids.append(tokens[-1])
+    assert tokens == [5, 6]
+
+
+def test_a_row_taken_over_by_another_sequence_starts_afresh() -> None:
+    each = sampler()
+    row = torch.zeros(1, VOCABULARY)
+    row[0, 5], row[0, 6] = 1.0, 0.5
+    for name in ("a", "b"):
+        one = sequence(name, temperature=0.0, presence_penalty=2.0)
+        assert int(each.sample(row, [one])[0]) == 5
+
+
+params_of = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.7, 1.3]),
+        "top_k": st.sampled_from([0, 1, 20]),
+        "top_p": st.sampled_from([0.3, 0.9, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "seed": st.integers(0, 2**63),
+    }
+)
+
+
+@given(st.lists(params_of, min_size=2, max_size=6))
+def test_a_row_is_unchanged_by_its_neighbours(choices: list[dict[str, Any]]) -> None:
+    rows = logits(len(choices))
+    batch = [sequence(str(i), i, outputs=(4, 5), **each) for i, each in enumerate(choices)]
+    together = sampler().sample(rows, batch).tolist()
+    alone = [int(sampler().sample(rows[i : i + 1], [one])[0]) for i, one in enumerate(batch)]
+    assert together == alone
+
+
+def test_uniform_numbers_are_fixed_by_seed_and_place() -> None:
+    draws = [uniform(seed, place) for seed in range(40) for place in range(40)]
+    assert len(set(draws)) == len(draws)
+    assert all(0 <= draw < 1 for draw in draws)
+    assert abs(float(np.mean(draws)) - 0.5) < 0.03
+    assert uniform(3, 4) == uniform(3, 4)
+
+
+def test_a_seed_draws_another_token_at_another_place() -> None:
+    one = sequence("a", temperature=5.0, seed=1)
+    assert len(kept_tokens(one, torch.zeros(1, VOCABULARY))) > VOCABULARY // 2

@@ -1,0 +1,1 @@
+"""What looks after the source; the server imports none of it."""
