@@ -7,6 +7,8 @@ MODEL = demo
 HOST = 0.0.0.0
 PORT = 8000
 ARGS =
+# where a key is made and kept when API_KEY is not set
+KEY_FILE = $${XDG_STATE_HOME:-$$HOME/.local/state}/litevl/api-key
 
 BIN = .venv/bin
 INSTALLED = .venv/installed
@@ -27,7 +29,8 @@ $(INSTALLED): setup.cfg setup.py
 	@touch $@
 
 serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS='--flag ...')
-	@if [ -n "$$API_KEY" ]; then export LITEVL_API_KEY="$$API_KEY"; fi; \
+	@if [ -n "$$API_KEY" ]; then export LITEVL_API_KEY="$$API_KEY"; \
+	else export LITEVL_API_KEY_FILE="$${LITEVL_API_KEY_FILE:-$(KEY_FILE)}"; fi; \
 	exec $(BIN)/litevl serve '$(MODEL)' --host '$(HOST)' --port '$(PORT)' $(ARGS)
 
 test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)

@@ -160,6 +160,7 @@ def _describe(hint: Any) -> str:
 def serve(config: Config) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
     listener = _listen(config)
@@ -188,6 +189,7 @@ def _listen(config: Config) -> socket.socket:
     try:
         listener.bind((config.host, config.port))
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port"
         ) from None

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
+from litevl.config import Config
 from litevl.engine.blocks import BlockPool
 from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import Engine
@@ -22,11 +23,28 @@ from litevl.engine.sampler import Sampler
 from litevl.engine.scheduler import Scheduler
 from litevl.models import loader
 from litevl.models.attention import AttentionBackend, SdpaPaged, choose_backend
+from litevl.models.processor import Processor
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import MediaItem, Prompt, SamplingParams, Sequence, Step
+from litevl.sequence import (
+    LoadedMedia,
+    MediaItem,
+    MediaKind,
+    MediaOptions,
+    MediaPart,
+    Message,
+    Probe,
+    Prompt,
+    SamplingParams,
+    Sequence,
+    Step,
+    TextPart,
+)
 
 torch.set_num_threads(1)  # tiny matrices: threads only wait for one another
 
+ROLES: tuple[Literal["user"], Literal["assistant"]] = ("user", "assistant")
+# Clips of the rig: 8 frames a second, of which Qwen samples 2, two to a patch of time.
+CLIP_FPS, SECONDS_PER_GRID = 8.0, 1.0
 TIE = 1e-4  # a divergence counts as equal where the reference's top two logits lie closer
 
 
@@ -70,6 +88,10 @@ class Rig:
     def prepare(self, backend: AttentionBackend | None) -> QwenVL:
         backend = backend or choose_backend(self.device)
         return loader.prepare(self._load(), device=self.device, backend=backend)
+
+    @cached_property
+    def processor(self) -> Processor:
+        return Processor.load(str(self.folder), self.reference.config, Config())
 
     def _load(self) -> Any:
         build: Any = AutoModelForImageTextToText
@@ -153,6 +175,8 @@ class Rig:
                 stacked = np.concatenate([item.pixels for item in items])
                 inputs[pixels] = torch.from_numpy(stacked).to(self.dtype)
                 inputs[grid] = torch.tensor([item.grid for item in items])
+                if kind == "video" and config.model_type == "qwen2_5_vl":
+                    inputs["second_per_grid_ts"] = torch.full((len(items),), SECONDS_PER_GRID)
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def image_prompt(self, spec: Iterable[int | tuple[int, int, int]], seed: int = 0) -> Prompt:
@@ -180,6 +204,42 @@ class Rig:
                 )
             )
         return self._with_positions(np.asarray(ids, dtype=np.int64), tuple(media))
+
+    def conversation(self, *turns: str | tuple[int, int, int], seed: int = 0) -> Prompt:
+        """A prompt through the processor: words, pictures (1, h, w) and clips (frames, h, w) of one
+        user turn after another; `/` begins the next turn."""
+        media: list[LoadedMedia] = []
+        messages: list[Message] = []
+        parts: list[TextPart | MediaPart] = []
+        for part in (*turns, "/"):
+            if part == "/":
+                role = ROLES[len(messages) % 2]
+                messages.append(Message(role=role, parts=tuple(parts)))
+                parts = []
+            elif isinstance(part, str):
+                parts.append(TextPart(part))
+            else:
+                parts.append(MediaPart(len(media)))
+                media.append(self._medium(part, seed + len(media)))
+        return self.processor.prepare(messages, media)
+
+    def _medium(self, shape: tuple[int, int, int], seed: int) -> LoadedMedia:
+        count, height, width = shape
+        kind: MediaKind = "image" if count == 1 else "video"
+        fps = 0.0 if kind == "image" else CLIP_FPS
+        probe = Probe(kind=kind, width=width, height=height, num_frames=count, fps=fps)
+        plan = self.processor.plan(probe, MediaOptions(max_pixels=60 * 60), "media")
+        rng = np.random.default_rng(seed)
+        coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+        frames = np.repeat(np.repeat(coarse, -(-height // 4), axis=1), -(-width // 4), axis=2)
+        chosen = frames[list(plan.frame_indices), :height, :width]
+        return LoadedMedia(
+            probe=probe,
+            plan=plan,
+            frames=self.processor.resize(chosen, kind, plan),
+            digest=rng.bytes(16),
+            param="media",
+        )
 
     def _with_positions(self, ids: np.ndarray[Any, Any], media: tuple[MediaItem, ...]) -> Prompt:
         tokens = torch.from_numpy(ids)[None]

@@ -4,13 +4,12 @@ A first divergence counts as equal only where the reference's own top two logits
 such cases are counted and printed, and may not be many.
 """
 
-
 import pytest
-from rig import TIE, Rig, greedy, run_all
-from tiny_models import FAMILIES, make_checkpoint
 
 from litevl.engine.engine import Engine
 from litevl.sequence import Prompt
+from rig import TIE, Rig, greedy, run_all
+from tiny_models import FAMILIES, make_checkpoint
 
 NUM_TOKENS = 24
 SPECS: dict[str, list[int | tuple[int, int, int]]] = {
@@ -31,7 +30,11 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def prompts(rig: Rig) -> dict[str, Prompt]:
-    return {name: rig.image_prompt(spec, seed) for seed, (name, spec) in enumerate(SPECS.items())}
+    made = {name: rig.image_prompt(spec, seed) for seed, (name, spec) in enumerate(SPECS.items())}
+    made["clip"] = rig.conversation("What moves?", (32, 60, 80))
+    made["picture and clip"] = rig.conversation((1, 80, 80), "Compare", (24, 50, 50), "with it.")
+    made["turns"] = rig.conversation((1, 90, 60), "What?", "/", "A cat.", "/", "And", (1, 70, 70))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_batched_and_chunked_equals_generate(
     add_all(engine, prompts)
     outputs = run_all(engine)
     assert runner.mixed > 0
-    assert (runner.cut_media > 0) == (max_tokens <= 16)
+    assert runner.cut_media > 0 or max_tokens > 16
     assert max(len(lengths) for lengths, _ in runner.steps) > 2
     assert_equal(rig, prompts, outputs, references)
 

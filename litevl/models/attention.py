@@ -62,6 +62,11 @@ class AttentionBatch:
         )
 
     @cached_property
+    def cu_context_lens(self) -> Tensor:
+        """(B + 1,) int32: the contexts, laid end to end. Built once a step."""
+        return F.pad(self.context_lens_on_device.cumsum(0, dtype=torch.int32), (1, 0))
+
+    @cached_property
     def decode_mask(self) -> Tensor:
         """(B, 1, 1, longest context) bool: what each decode row may see. Built once a step."""
         lens = self.context_lens_on_device[: self.num_decodes]
@@ -190,9 +195,6 @@ class VarlenPaged:
 
     block_size = 256  # the kernel wants pages divisible by 256
 
-    def __init__(self, num_multiprocessors: int = 1) -> None:
-        self._num_multiprocessors = num_multiprocessors
-
     def attend(
         self,
         q: Tensor,
@@ -208,7 +210,7 @@ class VarlenPaged:
             batch.cache.keys[layer],
             batch.cache.values[layer],
             batch.cu_seqlens,
-            None,
+            batch.cu_context_lens,
             max(batch.query_lens),
             max(batch.context_lens),
             scale=scale,
@@ -216,17 +218,12 @@ class VarlenPaged:
             enable_gqa=True,
             seqused_k=batch.context_lens_on_device,
             block_table=batch.block_table,
-            num_splits=self._num_splits(batch, k.shape[1]),
+            # Always 1: left to itself the kernel has given NaN (torchtitan#3235), and told to split it
+            # leaves the rows of all sequences but the first unwritten (pytorch#194167).
+            num_splits=1,
         )
         assert isinstance(out, Tensor)
         return out
-
-    def _num_splits(self, batch: AttentionBatch, num_kv_heads: int) -> int:
-        """Always explicit: the kernel's own choice gave NaN in paged decodes (torchtitan#3235)."""
-        num_sequences = len(batch.query_lens)
-        if batch.num_decodes < num_sequences:
-            return 1
-        return min(16, max(1, -(-self._num_multiprocessors // (num_sequences * num_kv_heads))))
 
 
 _current: ContextVar[AttentionBatch] = ContextVar("litevl_attention_batch")
@@ -299,5 +296,5 @@ def register() -> None:
 def choose_backend(device: torch.device) -> AttentionBackend:
     """The fastest backend for a device."""
     if device.type == "cuda":
-        return VarlenPaged(torch.cuda.get_device_properties(device).multi_processor_count)
+        return VarlenPaged()
     return SdpaPaged()

@@ -1,0 +1,333 @@
+"""Messages and pixels to ids, pixel patches and 3-D positions, exactly as Qwen's own recipe does.
+
+The recipe: qwen-vl-utils chooses and resizes, then the checkpoint's transformers processor, called
+with `do_resize=False` and the clip's metadata, expands placeholders and makes patches; the model
+class' own `get_rope_index` gives positions. The media room asks `plan` and `resize`, the api
+`prepare` and `token_bytes`; every method may be called from several threads at once. Knows neither
+where pixels come from nor what becomes of the ids; needs no weights.
+"""
+
+import copy
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from qwen_vl_utils import vision_process as qwen
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize as resize_frames
+from transformers import (
+    MODEL_MAPPING,
+    AutoProcessor,
+    PretrainedConfig,
+    Qwen3VLVideoProcessor,
+)
+from transformers.video_utils import VideoMetadata
+
+from litevl.config import Config
+from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
+from litevl.models.media_policy import UNKNOWN_FPS, MediaPolicy, PixelRange
+from litevl.models.prompt_text import PromptText
+from litevl.sequence import (
+    LoadedMedia,
+    MediaItem,
+    MediaKind,
+    MediaOptions,
+    MediaPart,
+    MediaPlan,
+    Message,
+    Probe,
+    Prompt,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sized:
+    """One medium of a prompt before its pixels are touched: everything that ids depend on."""
+
+    media: LoadedMedia
+    grid: tuple[int, int, int]
+    num_tokens: int
+
+
+class Processor:
+    """One checkpoint's way to read messages, pictures and clips."""
+
+    def __init__(
+        self, processor: Any, model_config: PretrainedConfig, config: Config, *, max_model_len: int
+    ) -> None:
+        processor.video_processor.cap_pixels_per_frame = True  # never resizes here, but unset warns
+        self._hf = processor  # the one seam to transformers' untyped processors
+        self._text = PromptText(processor)
+        self._get_rope_index = _rope_index_of(model_config)
+        self._max_model_len = max_model_len
+        self._policy = _policy(processor, config, self._text, max_model_len)
+
+    @classmethod
+    def load(cls, path: str, model_config: PretrainedConfig, config: Config) -> "Processor":
+        """Read a checkpoint's tokenizer and processor files; `ConfigError` if they are no good.
+
+        The context limit is the model's own until `with_max_model_len` says otherwise.
+        """
+        factory: Any = AutoProcessor
+        try:
+            processor = factory.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} has no usable tokenizer or processor: {error}") from error
+        limit = model_config.get_text_config().max_position_embeddings
+        return cls(processor, model_config, config, max_model_len=limit)
+
+    def with_max_model_len(self, max_model_len: int) -> "Processor":
+        """The same processor under another context limit.
+
+        It bounds a prompt; half of it is the default cap of one picture or clip.
+        """
+        bound = copy.copy(self)
+        bound._max_model_len = max_model_len
+        bound._policy = replace(self._policy, max_item_tokens=max_model_len // 2)
+        return bound
+
+    # For the media room ----------------------------------------------------------------------
+
+    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
+        """Choose size and frames; `InvalidValueError` when the keys contradict each other."""
+        return self._policy.plan(probe, options, param)
+
+    def resize(
+        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
+    ) -> NDArray[np.uint8]:
+        """Resize (n, h, w, 3) RGB frames to the plan's size: a picture by Pillow, frames by torch.
+
+        Frames of a clip may come in any batches: each is resized alone.
+        """
+        if kind == "image":
+            picture = Image.fromarray(frames[0]).resize((plan.width, plan.height))
+            return np.asarray(picture)[None]
+        resized = resize_frames(
+            _channels_first(frames),
+            [plan.height, plan.width],
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
+        return result
+
+    # For the api -----------------------------------------------------------------------------
+
+    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
+        """Ids, positions and patches of a conversation.
+
+        Raises `InvalidValueError` where the chat template cannot take the messages and
+        `ContextLengthError`, before any patch is computed, where the prompt leaves no room.
+        """
+        order = [media[part.index] for part in _media_parts(messages)]
+        sized = [self._size(each) for each in order]
+        self._check_length(0, sized)  # before the text is written out with every placeholder
+        ids = self._text.encode(messages, media, lambda text: self._expand(text, sized))
+        token_ids = np.array(ids, dtype=np.int64)
+        places = self._places(token_ids, sized)
+        self._check_length(len(ids) - sum(each.num_tokens for each in sized), sized)
+        positions, delta = self._rope_index(token_ids, sized)
+        return Prompt(
+            token_ids=token_ids,
+            positions=positions,
+            position_delta=delta,
+            media=tuple(self._item(*pair) for pair in zip(sized, places, strict=True)),
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's UTF-8 bytes; b"" for control tokens. They may end inside a character."""
+        return self._text.token_bytes(token_id)
+
+    # Ids -------------------------------------------------------------------------------------
+
+    def _size(self, media: LoadedMedia) -> _Sized:
+        reader = self._hf.image_processor if media.kind == "image" else self._hf.video_processor
+        depth = 1 if media.kind == "image" else reader.temporal_patch_size
+        pairs = -(-len(media.plan.frame_indices) // depth)
+        size = (media.plan.height // reader.patch_size, media.plan.width // reader.patch_size)
+        num_tokens = pairs * size[0] * size[1] // reader.merge_size**2
+        return _Sized(media=media, grid=(pairs, *size), num_tokens=num_tokens)
+
+    def _expand(self, text: str, sized: Many[_Sized]) -> str:
+        """Let transformers write each placeholder as often as its medium has tokens."""
+        pictures, clips = _of_kind(sized, "image"), _of_kind(sized, "video")
+        found = text.count(self._hf.image_token), text.count(self._hf.video_token)
+        if found != (len(pictures), len(clips)):
+            message = "the model's chat template takes pictures and clips only in user messages"
+            raise InvalidValueError(message, param="messages")
+        grids: dict[str, Any] = {
+            "image_grid_thw": _grids(pictures),
+            "video_grid_thw": _grids(clips),
+        }
+        grids["video_metadata"] = [_metadata(clip.media) for clip in clips]
+        expanded, _ = self._hf.get_text_with_replacements(
+            [text],
+            [self._hf.replace_image_token(grids, image_idx=i) for i in range(len(pictures))],
+            [self._hf.replace_video_token(grids, video_idx=i) for i in range(len(clips))],
+        )
+        return str(expanded[0])
+
+    def _check_length(self, text_tokens: int, sized: Many[_Sized]) -> None:
+        media_tokens = sum(each.num_tokens for each in sized)
+        limit = self._max_model_len - 1  # the answer needs one
+        if text_tokens + media_tokens <= limit:
+            return
+        message = f"the prompt needs {text_tokens + media_tokens} tokens and {limit} fit"
+        if sized:
+            room = max(0, limit - text_tokens) // len(sized)
+            message += (
+                f": {media_tokens} are for {len(sized)} pictures or clips, which may take {room}"
+                f" each (max_pixels {room * self._policy.factor**2} for a picture)"
+            )
+        raise ContextLengthError(message, param="messages")
+
+    def _places(self, token_ids: NDArray[np.int64], sized: Many[_Sized]) -> list[NDArray[np.int64]]:
+        """The prompt indices of each medium's placeholder tokens, in the order of `sized`."""
+        places: dict[MediaKind, list[NDArray[np.int64]]] = {}
+        kinds: tuple[tuple[MediaKind, int], ...]
+        kinds = (("image", self._hf.image_token_id), ("video", self._hf.video_token_id))
+        for kind, token_id in kinds:
+            found = np.flatnonzero(token_ids == token_id)
+            counts = [each.num_tokens for each in _of_kind(sized, kind)]
+            if len(found) != sum(counts):
+                message = f"{len(found)} {kind} placeholders for {sum(counts)} features"
+                raise InternalError(message)
+            places[kind] = np.split(found, np.cumsum(counts)[:-1]) if counts else []
+        return [places[each.media.kind].pop(0) for each in sized]
+
+    # Positions -------------------------------------------------------------------------------
+
+    def _rope_index(
+        self, token_ids: NDArray[np.int64], sized: Many[_Sized]
+    ) -> tuple[NDArray[np.int64], int]:
+        pictures, clips = _of_kind(sized, "image"), _of_kind(sized, "video")
+        kinds = 1 * (token_ids == self._hf.image_token_id) + 2 * (
+            token_ids == self._hf.video_token_id
+        )
+        depth = self._hf.video_processor.temporal_patch_size
+        seconds = [depth / _metadata(clip.media).sampled_fps for clip in clips]
+        positions, deltas = self._get_rope_index(
+            input_ids=torch.from_numpy(token_ids)[None],
+            mm_token_type_ids=torch.from_numpy(kinds)[None],
+            image_grid_thw=_grids(pictures),
+            video_grid_thw=_grids(clips),
+            second_per_grid_ts=torch.tensor(seconds) if clips else None,  # read by Qwen2.5-VL only
+        )
+        return positions[:, 0].numpy(), int(deltas[0, 0])
+
+    # Pixels ----------------------------------------------------------------------------------
+
+    def _item(self, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
+        media = sized.media
+        if media.kind == "image":
+            picture = Image.fromarray(media.frames[0])
+            output = self._hf.image_processor(
+                images=[picture], do_resize=False, return_tensors="pt"
+            )
+            pixels, grid = output["pixel_values"], output["image_grid_thw"]
+        else:
+            output = self._hf.video_processor(
+                videos=[_channels_first(media.frames)],
+                video_metadata=[_metadata(media)],
+                do_resize=False,
+                do_sample_frames=False,
+                return_tensors="pt",
+            )
+            pixels, grid = output["pixel_values_videos"], output["video_grid_thw"]
+        if tuple(grid[0].tolist()) != sized.grid:
+            raise InternalError(
+                f"the processor made a grid of {grid[0].tolist()}, not {sized.grid}"
+            )
+        return MediaItem(
+            kind=media.kind,
+            digest=media.digest,
+            token_indices=places,
+            pixels=pixels.numpy(),
+            grid=sized.grid,
+        )
+
+
+def _media_parts(messages: Many[Message]) -> Iterator[MediaPart]:
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, MediaPart):
+                yield part
+
+
+def _of_kind(sized: Many[_Sized], kind: MediaKind) -> list[_Sized]:
+    return [each for each in sized if each.media.kind == kind]
+
+
+def _grids(sized: Many[_Sized]) -> torch.Tensor | None:
+    return torch.tensor([each.grid for each in sized]) if sized else None
+
+
+def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.tensor(frames).permute(0, 3, 1, 2)
+
+
+def _metadata(media: LoadedMedia) -> VideoMetadata:
+    """What qwen-vl-utils' reader tells: the source's rate, and how many frames it chose from."""
+    indices = media.plan.frame_indices
+    return VideoMetadata(
+        total_num_frames=indices[-1] - indices[0] + 1,
+        fps=media.probe.fps or UNKNOWN_FPS,
+        frames_indices=list(indices),
+    )
+
+
+def _rope_index_of(model_config: PretrainedConfig) -> Any:
+    """The model class' `get_rope_index` without a model: it reads nothing of one but its config."""
+    model_class: Any = MODEL_MAPPING[type(model_config)]
+    stand_in = SimpleNamespace(config=model_config)
+    stand_in.get_vision_position_ids = model_class.get_vision_position_ids.__get__(stand_in)
+    return model_class.get_rope_index.__get__(stand_in)
+
+
+def _policy(processor: Any, config: Config, text: PromptText, max_model_len: int) -> MediaPolicy:
+    picture, video = processor.image_processor, processor.video_processor
+    factor = picture.patch_size * picture.merge_size
+    counts_all_frames = isinstance(video, Qwen3VLVideoProcessor)
+    frame, clip = _frame_ranges(picture, video, factor**2, counts_all_frames)
+    # Qwen3-VL writes the time before every pair of frames, and two vision tokens around it.
+    overhead = text.count("<1234.5 seconds>") + 2 if counts_all_frames else 0
+    return MediaPolicy(
+        factor=factor,
+        picture=PixelRange(least=picture.size.shortest_edge, most=picture.size.longest_edge),
+        frame=frame,
+        clip=clip,
+        fps=video.fps or qwen.FPS,
+        min_frames=video.min_frames or qwen.FPS_MIN_FRAMES,
+        default_max_frames=video.max_frames or qwen.FPS_MAX_FRAMES,
+        pair_overhead=overhead,
+        min_pixels_flag=config.min_pixels,
+        max_pixels_flag=config.max_pixels,
+        fps_flag=config.fps,
+        max_frames_flag=config.max_frames,
+        max_item_tokens=max_model_len // 2,
+    )
+
+
+def _frame_ranges(
+    picture: Any, video: Any, token_pixels: int, counts_all_frames: bool
+) -> tuple[PixelRange, PixelRange]:
+    """The checkpoint's pixels of a frame and of a clip, in qwen-vl-utils' terms."""
+    frame = PixelRange(
+        least=qwen.VIDEO_MIN_TOKEN_NUM * token_pixels, most=qwen.VIDEO_MAX_TOKEN_NUM * token_pixels
+    )
+    size = video.size
+    if counts_all_frames:
+        clip = PixelRange(least=size.shortest_edge, most=size.longest_edge)
+        return PixelRange(least=0, most=frame.most), clip
+    total = qwen.MODEL_SEQ_LEN * token_pixels * 0.9 * qwen.FRAME_FACTOR
+    clip = PixelRange(least=0, most=total)
+    # Without a video config transformers takes that of pictures: not meant for frames.
+    if size == picture.size:
+        return frame, clip
+    return PixelRange(least=size.shortest_edge, most=size.longest_edge), clip

@@ -1,0 +1,82 @@
+"""A real `litevl serve` in a process of its own, as an operator starts it.
+
+Used by the end-to-end tests. Waiting means reading what the server prints until it is ready.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+KEY = "sk-litevl-test-key"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class LiveServer:
+    """A server that is ready."""
+
+    process: subprocess.Popen[str]
+    banner: str
+    port: int
+    later: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.address}/v1"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "litevl", "serve", *arguments]
+
+
+def environment(folder: Path, **changes: str) -> dict[str, str]:
+    """A user's environment with a home of its own and none of the caller's settings."""
+    kept = {
+        name: text for name, text in os.environ.items() if not name.startswith(("LITEVL", "VLLM"))
+    }
+    own = {"XDG_STATE_HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | own | changes
+
+
+@contextmanager
+def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]:
+    """Start `litevl serve ARGUMENTS` on a free port, yield it when it is ready, end it by SIGTERM."""
+    process = subprocess.Popen(
+        command("--port", "0", *arguments),
+        env=environment(folder, **changes),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        banner = _read_banner(process.stdout)
+        yield LiveServer(process, banner, _port(banner))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+
+def _read_banner(output: IO[str]) -> str:
+    lines = []
+    for line in output:
+        lines.append(line)
+        if " -d @" in line:
+            return "".join(lines)
+    raise AssertionError(f"the server ended before it was ready:\n{''.join(lines)}")
+
+
+def _port(banner: str) -> int:
+    line = next(line for line in banner.splitlines() if line.strip().startswith("local"))
+    return int(line.rsplit(":", 1)[1].removesuffix("/v1"))
