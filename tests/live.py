@@ -40,7 +40,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(folder: Path, **changes: str) -> dict[str, str]:
-    """A user's environment with a home of its own and none of the caller's settings."""
+    """A user's environment with a home of its own, without the caller's settings."""
     kept = {
         name: text for name, text in os.environ.items() if not name.startswith(("LITEVL", "VLLM"))
     }

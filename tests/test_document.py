@@ -14,24 +14,18 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
 from PIL import Image
 
-from live import KEY, ROOT, LiveServer, environment, serve
+from live import KEY, ROOT, LiveServer, environment
 
 DEMO = ROOT / "litevl" / "demo"
 DOCUMENT = ROOT.parent / "shared" / "usage-document.md"
 MODEL = "litevl-demo"
 QUESTIONS = ("使用中文回答，图中方框处应该是数字多少?", "请描述下视频内容")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("state")
-    with serve("--media-networks", "127.0.0.0/8", folder=folder, LITEVL_API_KEY=KEY) as live:
-        yield live
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +105,10 @@ def test_a_curl_call_in_the_documents_shape_is_answered(
     assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 25
 
 
-def printed(client: OpenAI, part: dict[str, object], question: str) -> str:
+def printed(client: OpenAI, part: Any, question: str) -> str:
     """What the document's loop prints."""
-    stream = client.chat.completions.create(
-        messages=[{"role": "user", "content": [{"type": "text", "text": question}, part]}],  # type: ignore[list-item,misc]
+    stream: Any = client.chat.completions.create(
+        messages=[{"role": "user", "content": [{"type": "text", "text": question}, part]}],
         model=client.models.list().data[0].id,
         max_completion_tokens=64,
         stream=True,
@@ -149,9 +143,9 @@ def test_a_picture_by_url_equals_the_same_bytes_inline(
 
 def test_streamed_equals_whole(client: OpenAI, png: bytes) -> None:
     url = f"data:image/png;base64,{as_base64(png)}"
-    part = {"type": "image_url", "image_url": {"url": url}}
+    part: Any = {"type": "image_url", "image_url": {"url": url}}
     whole = client.chat.completions.create(
-        messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}],  # type: ignore[list-item,misc]
+        messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}],
         model=MODEL,
         max_completion_tokens=64,
     )
@@ -170,7 +164,9 @@ def test_sixteen_streams_at_once_equal_the_same_requests_alone(client: OpenAI, p
         "请描述下视频内容",
         "Hi",
     ]
-    cases = [([picture, clip, words][i % 3], f"{questions[i % 5]} {i}") for i in range(16)]
+    cases: list[tuple[Any, str]] = [
+        ([picture, clip, words][i % 3], f"{questions[i % 5]} {i}") for i in range(16)
+    ]
     alone = [printed(client, *case) for case in cases]
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda case: printed(client, *case), cases))

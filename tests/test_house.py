@@ -336,7 +336,7 @@ def tree_files(text: str) -> set[str]:
 
 
 def missing_flags(text: str) -> list[str]:
-    flags = map(flag, setting_names())
+    flags = (flag(name) for name in setting_names() if name != "model")  # MODEL is no flag
     return [each for each in flags if not re.search(rf"(?<![\w-]){each}(?![\w-])", text)]
 
 

@@ -1,0 +1,30 @@
+"""The bundled model sees: on fresh scenes it tells colours and counts, and on grey ones it cannot.
+
+`make eval` asks about many more; here few suffice to tell a model that sees from one that does not.
+"""
+
+import pytest
+
+from live import KEY, LiveServer
+from training import evaluate
+
+SEED, NUM_CASES = 7, 24
+
+
+def accuracy(server: LiveServer, ability: str) -> float:
+    ask = evaluate.server(server.base_url, KEY)
+    fresh = evaluate.cases(SEED, NUM_CASES)
+    asked = [case for case in fresh if case.ability == ability]
+    return sum(case.right(ask(case)) for case in asked) / len(asked)
+
+
+@pytest.mark.parametrize(("ability", "floor"), [("colour", 0.75), ("count_to_four", 0.6)])
+def test_the_demo_sees_and_falls_to_chance_on_grey_pictures(
+    server: LiveServer, ability: str, floor: float
+) -> None:
+    assert accuracy(server, ability) >= floor
+    assert accuracy(server, f"grey_{ability}") <= 0.4
+
+
+def test_the_demo_tells_what_moves_in_a_clip(server: LiveServer) -> None:
+    assert accuracy(server, "clip_mover") >= 0.5
