@@ -218,8 +218,8 @@ class VarlenPaged:
             enable_gqa=True,
             seqused_k=batch.context_lens_on_device,
             block_table=batch.block_table,
-            # Always 1: left to itself the kernel has given NaN (torchtitan#3235), and told to split it
-            # leaves the rows of all sequences but the first unwritten (pytorch#194167).
+            # Always 1: choosing by itself the kernel has given NaN (torchtitan#3235), and told to
+            # split it leaves the rows of all sequences but the first unwritten (pytorch#194167).
             num_splits=1,
         )
         assert isinstance(out, Tensor)

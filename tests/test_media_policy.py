@@ -1,0 +1,135 @@
+"""Sizes and frames are Qwen's within the limits, and within the limits whatever a part asks."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qwen_vl_utils import smart_resize
+
+from litevl.errors import InvalidValueError
+from litevl.models.media_policy import MediaPolicy, PixelRange
+from litevl.sequence import MediaOptions, Probe
+
+DEFAULTS = MediaPolicy(
+    factor=28,
+    picture=PixelRange(least=3136, most=12845056),
+    frame=PixelRange(least=100352, most=602112),
+    clip=PixelRange(least=0, most=1.8e8),
+    fps=2.0,
+    min_frames=4,
+    default_max_frames=768,
+    pair_overhead=0,
+    min_pixels_flag=None,
+    max_pixels_flag=None,
+    fps_flag=None,
+    max_frames_flag=768,
+    max_item_tokens=2048,
+)
+
+pixels = st.none() | st.integers(1, 10**7)
+rates = st.none() | st.floats(0.01, 200)
+policies = st.builds(
+    MediaPolicy,
+    factor=st.sampled_from([28, 32]),
+    picture=st.just(PixelRange(least=3136, most=12845056)),
+    frame=st.sampled_from(
+        [PixelRange(least=0, most=786432), PixelRange(least=100352, most=602112)]
+    ),
+    clip=st.sampled_from([PixelRange(least=0, most=1.8e8), PixelRange(least=4096, most=25165824)]),
+    fps=st.just(2.0),
+    min_frames=st.just(4),
+    default_max_frames=st.just(768),
+    pair_overhead=st.integers(0, 20),
+    min_pixels_flag=pixels,
+    max_pixels_flag=pixels,
+    fps_flag=rates,
+    max_frames_flag=st.integers(1, 1000),
+    max_item_tokens=st.integers(1, 20000),
+)
+options = st.builds(
+    MediaOptions,
+    min_pixels=pixels,
+    max_pixels=pixels,
+    total_pixels=pixels,
+    resized_height=st.none() | st.integers(1, 5000),
+    resized_width=st.none() | st.integers(1, 5000),
+    fps=rates,
+    nframes=st.none() | st.integers(1, 1000),
+    min_frames=st.none() | st.integers(1, 1000),
+    max_frames=st.none() | st.integers(1, 1000),
+    video_start=st.none() | st.floats(0, 100),
+    video_end=st.none() | st.floats(0, 100),
+)
+probes = st.builds(
+    Probe,
+    kind=st.sampled_from(["image", "video"]),
+    width=st.integers(1, 8000),
+    height=st.integers(1, 8000),
+    num_frames=st.integers(1, 5000),
+    fps=st.just(0.0) | st.floats(0.1, 240),
+)
+
+
+@given(policy=policies, options=options, probe=probes)
+def test_whatever_a_part_asks_the_cost_stays_under_the_servers_limit(
+    policy: MediaPolicy, options: MediaOptions, probe: Probe
+) -> None:
+    try:
+        plan = policy.plan(probe, options, "p")
+    except InvalidValueError:
+        return
+    assert plan.width % policy.factor == plan.height % policy.factor == 0
+    assert plan.width and plan.height
+    tokens = plan.width * plan.height // policy.factor**2
+    by_flag = (policy.max_pixels_flag or 10**9) // policy.factor**2
+    if probe.kind == "image":
+        cap = by_flag if policy.max_pixels_flag else policy.max_item_tokens
+        assert tokens <= max(1, cap)
+        return
+    count, pairs = len(plan.frame_indices), len(plan.frame_indices) // 2
+    assert count % 2 == 0 and 2 <= count <= max(2, policy.max_frames_flag)
+    assert list(plan.frame_indices) == sorted(plan.frame_indices)
+    assert plan.frame_indices[0] >= 0
+    assert plan.frame_indices[-1] < probe.num_frames
+    assert tokens <= max(1, by_flag)
+    cost = pairs * (tokens + policy.pair_overhead)
+    assert cost <= max(policy.max_item_tokens, 1 + policy.pair_overhead)
+
+
+@given(probe=probes)
+def test_a_picture_within_the_limits_has_the_size_that_qwen_gives_it(probe: Probe) -> None:
+    policy = replace(DEFAULTS, max_item_tokens=16384)
+    image = replace(probe, kind="image")
+    if max(image.width, image.height) > 200 * min(image.width, image.height):
+        return
+    plan = policy.plan(image, MediaOptions(), "p")
+    assert (plan.height, plan.width) == smart_resize(image.height, image.width, 28, 3136, 12845056)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"fps": 1.0, "nframes": 4},
+        {"nframes": 12},
+        {"nframes": 1},
+        {"max_frames": 1},
+        {"min_frames": 6, "max_frames": 4},
+        {"min_pixels": 5000, "max_pixels": 4000},
+        {"resized_height": 100},
+        {"video_start": 0.9, "video_end": 0.2},
+        {"video_start": 50.0},
+        {"fps": float("nan")},
+        {"fps": float("inf")},
+        {"max_pixels": -1},
+        {"resized_height": 28, "resized_width": 28 * 300},
+    ],
+    ids=str,
+)
+def test_contradicting_keys_are_refused_by_name(keys: dict[str, Any]) -> None:
+    probe = Probe(kind="video", width=64, height=64, num_frames=10, fps=10.0)
+    with pytest.raises(InvalidValueError) as caught:
+        DEFAULTS.plan(probe, MediaOptions(**keys), "messages[3].content[1]")
+    assert caught.value.param == "messages[3].content[1]"
+    assert any(key in caught.value.message for key in keys)
