@@ -23,7 +23,7 @@ from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InvalidValueError
 from litevl.models.processor import Processor
 from litevl.sequence import LoadedMedia, MediaOptions, MediaPart, Message, Probe, Prompt, TextPart
-from tests.tiny_models import CONTROL_TOKENS, FAMILIES, Family, make_checkpoint
+from tiny_models import CONTROL_TOKENS, FAMILIES, Family, make_checkpoint
 
 CONTEXT = 4096
 SIDE = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}  # pixels of one token

@@ -1,0 +1,151 @@
+"""References -> what the model will see: fetch, sniff, probe, plan, decode, resize.
+
+`api/chat.py` calls `MediaLoader.load` once a request; `cli.py` builds it with the processor's
+planner. Limits are checked on the cheapest form first: count, encoded length, header.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevl.config import Config
+from litevl.errors import MediaError
+from litevl.media.fetch import Fetcher, Resolver
+from litevl.media.sources import NOUN, check_size, is_data_url, parse_data_url, sniff
+from litevl.media.workers import Item, Workers
+from litevl.sequence import LoadedMedia, MediaKind, MediaPlan, MediaPlanner, MediaRef, Probe
+
+MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
+PARALLEL = 8  # items of one request that load at the same time
+INLINE_BYTES = 2**16  # shorter data: URLs are not worth a thread
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probed:
+    """An item whose header is known."""
+
+    ref: MediaRef
+    item: Item
+    probe: Probe
+
+
+class MediaLoader:
+    """Loads the pictures and clips of requests. Belongs to one event loop; `close` ends it."""
+
+    def __init__(
+        self, planner: MediaPlanner, config: Config, *, resolver: Resolver | None = None
+    ) -> None:
+        self._planner = planner
+        self._limits = config.limit_mm_per_prompt
+        self._fetcher = Fetcher(config.media_ip_networks, resolver=resolver)
+        self._workers = Workers()
+
+    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
+        """Everything that one request refers to, in order; all of it or none.
+
+        `MediaError`, or the planner's `InvalidValueError`, for the first item that fails; the
+        others are cancelled.
+        """
+        self._check_counts([(ref.declared, ref.param) for ref in refs])
+        probed = await _together(self._probe, refs)
+        self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
+        _check_pixels(probed)
+        return await _together(self._decode, [(each, self._plan(each)) for each in probed])
+
+    async def close(self) -> None:
+        """End the children."""
+        await self._workers.close()
+
+    def _check_counts(self, items: Many[tuple[MediaKind, str]]) -> None:
+        for kind in get_args(MediaKind):
+            limit = self._limits[kind]
+            params = [param for each, param in items if each == kind]
+            if len(params) > limit:
+                raise MediaError(
+                    f"{params[limit]}: at most {limit} {NOUN[kind]}s are allowed in one request"
+                    " (--limit-mm-per-prompt)",
+                    param=params[limit],
+                    code=f"too_many_{kind}s",
+                )
+
+    async def _probe(self, ref: MediaRef) -> _Probed:
+        data = await self._read(ref)
+        sniffed = sniff(data, ref.param)
+        check_size(len(data), sniffed.kind, ref.param)
+        item = Item(data=data, sniffed=sniffed, param=ref.param)
+        return _Probed(ref=ref, item=item, probe=await self._workers.probe(item))
+
+    async def _read(self, ref: MediaRef) -> bytes:
+        if not is_data_url(ref.url):
+            return await self._fetcher.fetch(ref)
+        if len(ref.url) <= INLINE_BYTES:
+            return parse_data_url(ref)
+        return await asyncio.to_thread(parse_data_url, ref)
+
+    def _plan(self, probed: _Probed) -> MediaPlan:
+        return self._planner.plan(probed.probe, probed.ref.options, probed.ref.param)
+
+    async def _decode(self, planned: tuple[_Probed, MediaPlan]) -> LoadedMedia:
+        probed, plan = planned
+        kind = probed.probe.kind
+        frames = np.empty((len(plan.frame_indices), plan.height, plan.width, 3), np.uint8)
+        done = 0
+
+        async def keep(batch: NDArray[np.uint8]) -> None:
+            nonlocal done
+            resized = await asyncio.to_thread(self._planner.resize, batch, kind, plan)
+            frames[done : done + len(batch)] = resized
+            done += len(batch)
+
+        await self._workers.decode(probed.item, plan.frame_indices, keep)
+        return LoadedMedia(
+            probe=probed.probe,
+            plan=plan,
+            frames=frames,
+            digest=await asyncio.to_thread(_digest, probed, plan),
+            param=probed.ref.param,
+        )
+
+
+def _check_pixels(probed: Iterable[_Probed]) -> None:
+    """One budget for all pictures of a request, before any of them is decoded."""
+    pixels = 0
+    for each in probed:
+        pixels += each.probe.width * each.probe.height if each.probe.kind == "image" else 0
+        if pixels > MAX_REQUEST_PIXELS:
+            raise each.item.error(
+                f"takes the request beyond {MAX_REQUEST_PIXELS // 10**6} megapixels: send less",
+                "too_large",
+            )
+
+
+def _digest(probed: _Probed, plan: MediaPlan) -> bytes:
+    """Names what the model sees: equal only for equal bytes, treated equally."""
+    digest = blake2b(probed.item.data, digest_size=16)
+    digest.update(repr((probed.probe.kind, plan, probed.ref.options)).encode())
+    return digest.digest()
+
+
+async def _together(work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
+    """Work on all items, a few at a time; the first failure cancels the rest and is raised."""
+    slots = asyncio.Semaphore(PARALLEL)
+
+    async def one(item: S) -> T:
+        async with slots:
+            return await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

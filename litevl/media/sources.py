@@ -1,0 +1,306 @@
+"""Message parts, `data:` URLs and magic bytes: what a client calls media, and what bytes say it is.
+
+`api/protocol.py` calls `parse_part`; `fetch.py` and `loader.py` call the rest. Knows nothing of
+sockets or decoders.
+"""
+
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
+from litevl.sequence import MediaKind, MediaOptions, MediaRef
+
+Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
+
+NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
+MAX_BYTES: Mapping[MediaKind, int] = {"image": 20 * 2**20, "video": 64 * 2**20}
+MAX_OPTION = 2**53  # beyond it an integer is not a float any more
+HEAD = 48  # bytes that are enough for `sniff`
+
+_KINDS: Mapping[str, MediaKind] = {
+    "image_url": "image",
+    "image": "image",
+    "input_image": "image",
+    "video_url": "video",
+    "video": "video",
+    "input_video": "video",
+    "file": "image",
+    "input_file": "image",
+}
+_LEAST = {"fps": 0.001, "video_start": 0.0, "video_end": 0.001}
+_OPTIONS = tuple(each.name for each in fields(MediaOptions))
+
+
+# Parts -----------------------------------------------------------------------------------------
+
+
+def parse_part(part: Mapping[str, object], param: str) -> MediaRef | None:
+    """The picture or clip that a content part refers to; None if the part is no media part.
+
+    `param` is the dotted path of the part. `InvalidValueError` for wrong types and contradictions,
+    `UnsupportedParameterError` for what litevl knows but cannot do.
+    """
+    kind = _KINDS.get(str(part.get("type")))
+    if kind is None:
+        return None
+    url, inner = _find_url(part, param)
+    given = _merge(part, inner, param)
+    _check_detail(given, param)
+    return MediaRef(
+        declared=_declared_kind(url, kind),
+        url=url,
+        param=param,
+        options=_parse_options(given, param),
+    )
+
+
+def _find_url(part: Mapping[str, object], param: str) -> tuple[str, Mapping[str, object]]:
+    """The URL and the object that holds it (empty where the URL stands alone)."""
+    kind = str(part["type"])
+    key = {"input_image": "image_url", "input_video": "video_url", "input_file": "file_data"}.get(
+        kind, kind
+    )
+    value = part.get(key)
+    path = f"{param}.{key}"
+    inner: Mapping[str, object] = {}
+    if isinstance(value, dict):
+        inner = value
+        name = "file_data" if kind == "file" else "url"
+        value, path = inner.get(name), f"{path}.{name}"
+    if isinstance(value, list):
+        raise UnsupportedParameterError(
+            f"{path}: lists of frames are not supported: send a clip, or pictures",
+            param=path,
+        )
+    if value is None and (part.get("file_id") or inner.get("file_id")):
+        raise UnsupportedParameterError(
+            f"{path}: uploaded files are not supported: send a data: or http(s) URL", param=path
+        )
+    if not isinstance(value, str):
+        raise InvalidValueError(f"{path} must be a string: a data: or http(s) URL", param=path)
+    _refuse_frame_list(value, path)
+    return value, inner
+
+
+def _refuse_frame_list(url: str, path: str) -> None:
+    comma = url.find(",")
+    if url[:16].lower() == "data:video/jpeg;" and comma != -1 and url.find(",", comma + 1) != -1:
+        raise UnsupportedParameterError(
+            f"{path}: frames joined by commas are not supported: send a clip, or pictures",
+            param=path,
+        )
+
+
+def _declared_kind(url: str, kind: MediaKind) -> MediaKind:
+    """A `data:` URL's own media type is the better guess: clients send clips as `image_url`."""
+    head = url[:11].lower()
+    for each in get_args(MediaKind):
+        if head == f"data:{each}/":
+            return "video" if each == "video" else "image"
+    return kind
+
+
+def _merge(
+    part: Mapping[str, object], inner: Mapping[str, object], param: str
+) -> dict[str, object]:
+    """Qwen's keys and `detail`, wherever they stand; `null` means absent."""
+    given: dict[str, object] = {}
+    for source in (part, inner):
+        for name in (*_OPTIONS, "detail"):
+            value = source.get(name)
+            if value is None:
+                continue
+            if given.get(name, value) != value:
+                raise InvalidValueError(
+                    f"{param}.{name} is given twice with different values: give it once",
+                    param=f"{param}.{name}",
+                )
+            given[name] = value
+    return given
+
+
+def _check_detail(given: Mapping[str, object], param: str) -> None:
+    detail = given.get("detail", "auto")
+    path = f"{param}.detail"
+    if detail not in ("auto", "low", "high"):
+        raise InvalidValueError(f"{path} must be auto, low or high", param=path)
+    if detail != "auto":
+        raise UnsupportedParameterError(
+            f"{path}: only auto is supported: use min_pixels and max_pixels instead", param=path
+        )
+
+
+def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
+    def integer(name: str) -> int | None:
+        return _integer(given[name], f"{param}.{name}") if name in given else None
+
+    def number(name: str) -> float | None:
+        return _number(given[name], f"{param}.{name}", _LEAST[name]) if name in given else None
+
+    options = MediaOptions(
+        min_pixels=integer("min_pixels"),
+        max_pixels=integer("max_pixels"),
+        total_pixels=integer("total_pixels"),
+        resized_height=integer("resized_height"),
+        resized_width=integer("resized_width"),
+        fps=number("fps"),
+        nframes=integer("nframes"),
+        min_frames=integer("min_frames"),
+        max_frames=integer("max_frames"),
+        video_start=number("video_start"),
+        video_end=number("video_end"),
+    )
+    _check_contradictions(options, param)
+    return options
+
+
+def _integer(value: object, path: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_OPTION:
+        raise InvalidValueError(f"{path} must be a whole number from 1 up", param=path)
+    return value
+
+
+def _number(value: object, path: str, least: float) -> float:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and least <= value <= MAX_OPTION
+    ):
+        return float(value)
+    raise InvalidValueError(f"{path} must be a number from {least:g} up", param=path)
+
+
+def _check_contradictions(options: MediaOptions, param: str) -> None:
+    def refuse(name: str, why: str) -> InvalidValueError:
+        return InvalidValueError(f"{param}.{name} {why}", param=f"{param}.{name}")
+
+    if options.fps is not None and options.nframes is not None:
+        raise refuse("nframes", "and fps exclude each other: give one of them")
+    if (options.resized_height is None) != (options.resized_width is None):
+        missing = "resized_height" if options.resized_height is None else "resized_width"
+        raise refuse(missing, "is missing: resized_height and resized_width go together")
+    for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
+        if (getattr(options, low) or 0) > (getattr(options, high) or MAX_OPTION):
+            raise refuse(low, f"must not be more than {high}")
+    if options.video_end is not None and (options.video_start or 0.0) >= options.video_end:
+        raise refuse("video_start", "must be less than video_end")
+
+
+# Bytes -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sniffed:
+    """What magic bytes say."""
+
+    kind: MediaKind
+    format: Format
+
+
+def sniff(data: bytes, param: str) -> Sniffed:
+    """Kind and format by the first `HEAD` bytes; else `MediaError` unsupported_media_type."""
+    found = _sniff_image(data) or _sniff_video(data)
+    if found is None:
+        raise MediaError(
+            f"{param}: the bytes are none of JPEG, PNG, WebP, GIF, BMP, MP4/MOV, WebM/MKV or AVI",
+            param=param,
+            code="unsupported_media_type",
+        )
+    return found
+
+
+def _sniff_image(data: bytes) -> Sniffed | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return Sniffed("image", "jpeg")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Sniffed("image", "png")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Sniffed("image", "webp")
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return Sniffed("image", "gif")
+    # Two letters are weak magic; the size of the next header makes it strong.
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (
+        12,
+        40,
+        52,
+        56,
+        64,
+        108,
+        124,
+    ):
+        return Sniffed("image", "bmp")
+    return None
+
+
+_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def _sniff_video(data: bytes) -> Sniffed | None:
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return Sniffed("video", "webm")
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return Sniffed("video", "avi")
+    atom = data[4:8]
+    is_movie = atom == b"ftyp" and data[8:12] not in _STILL_BRANDS
+    # Old QuickTime starts without `ftyp`. The length before it keeps text files out.
+    is_old_movie = atom in (b"moov", b"mdat", b"wide", b"free", b"skip") and data[:1] == b"\0"
+    return Sniffed("video", "mp4") if is_movie or is_old_movie else None
+
+
+def check_size(num_bytes: int, kind: MediaKind, param: str) -> None:
+    """`MediaError` too_large for a file beyond its kind's limit."""
+    if num_bytes > MAX_BYTES[kind]:
+        raise MediaError(
+            f"{param}: the {NOUN[kind]} is larger than {MAX_BYTES[kind] >> 20} MiB",
+            param=param,
+            code=f"{kind}_too_large",
+        )
+
+
+def is_data_url(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def parse_data_url(ref: MediaRef) -> bytes:
+    """The bytes of a `data:...;base64,` URL, sniffed and measured before they are decoded in full.
+
+    Slow for long ones: call it in a thread. `MediaError` for broken base64, nothing inside, other
+    magic bytes, or too much.
+    """
+    header, comma, payload = ref.url.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise _broken_base64(ref)
+    payload = "".join(payload.split())  # base64 is often wrapped in lines
+    if not payload:
+        raise empty_error(ref)
+    head = _decode_base64(payload[: HEAD * 4 // 3], ref)
+    check_size(
+        len(payload) * 3 // 4 - payload[-2:].count("="), sniff(head, ref.param).kind, ref.param
+    )
+    return _decode_base64(payload, ref)
+
+
+def _decode_base64(payload: str, ref: MediaRef) -> bytes:
+    try:
+        return binascii.a2b_base64(payload, strict_mode=True)
+    except ValueError:
+        raise _broken_base64(ref) from None
+
+
+def _broken_base64(ref: MediaRef) -> MediaError:
+    return MediaError(
+        f"{ref.param}: broken data: URL: send `data:<media type>;base64,` and padded base64",
+        param=ref.param,
+        code=f"invalid_base64_{ref.declared}",
+    )
+
+
+def empty_error(ref: MediaRef) -> MediaError:
+    """For a reference that leads to no bytes at all."""
+    return MediaError(
+        f"{ref.param}: the {NOUN[ref.declared]} is empty: it has no bytes",
+        param=ref.param,
+        code=f"empty_{ref.declared}_file",
+    )

@@ -1,0 +1,292 @@
+"""Parts, `data:` URLs and magic bytes."""
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litevl.errors import (
+    InvalidRequestError,
+    InvalidValueError,
+    LitevlError,
+    MediaError,
+    UnsupportedParameterError,
+)
+from litevl.media import sources
+from litevl.media.sources import parse_data_url, parse_part, sniff
+from litevl.sequence import MediaOptions
+from media_samples import PARAM, clip, data_url, encode, png, quarters, reference
+
+URL = "https://pictures.example/a.png"
+CLIP = "data:video/mp4;base64,AAAA"
+
+
+@pytest.mark.parametrize(
+    ("part", "declared"),
+    [
+        ({"type": "image_url", "image_url": {"url": URL}}, "image"),
+        ({"type": "image_url", "image_url": URL}, "image"),
+        ({"type": "image_url", "image_url": {"url": URL, "detail": "auto"}}, "image"),
+        ({"type": "image_url", "image_url": {"url": URL, "detail": None}, "fps": None}, "image"),
+        ({"type": "image_url", "image_url": {"url": CLIP}}, "video"),
+        ({"type": "video_url", "video_url": {"url": URL}}, "video"),
+        ({"type": "video_url", "video_url": URL}, "video"),
+        ({"type": "image", "image": URL}, "image"),
+        ({"type": "image", "image": {"url": URL}}, "image"),
+        ({"type": "video", "video": URL}, "video"),
+        ({"type": "file", "file": {"file_data": CLIP, "filename": "a.mp4"}}, "video"),
+        ({"type": "file", "file": {"file_data": "data:image/png;base64,AAAA"}}, "image"),
+        ({"type": "input_image", "image_url": URL}, "image"),
+        ({"type": "input_image", "image_url": URL, "detail": "auto"}, "image"),
+    ],
+)
+def test_every_shape_of_a_media_part_is_understood(part: dict[str, object], declared: str) -> None:
+    ref = parse_part(part, PARAM)
+    assert ref is not None
+    assert ref.declared == declared
+    assert ref.url in (URL, CLIP, "data:image/png;base64,AAAA")
+    assert ref.param == PARAM
+    assert ref.options == MediaOptions()
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": "x"}, {"text": "x"}, {"type": None}, {}])
+def test_other_parts_are_none_of_medias_business(part: dict[str, object]) -> None:
+    assert parse_part(part, PARAM) is None
+
+
+OPTIONS: dict[str, Any] = {
+    "min_pixels": 1000,
+    "max_pixels": 2000,
+    "total_pixels": 90000,
+    "resized_height": 56,
+    "resized_width": 84,
+    "fps": 1.5,
+    "min_frames": 2,
+    "max_frames": 8,
+    "video_start": 0,
+    "video_end": 2.5,
+}
+
+
+def test_qwens_keys_stand_in_the_part_or_inside_its_url_object() -> None:
+    inside = parse_part({"type": "video_url", "video_url": {"url": URL, **OPTIONS}}, PARAM)
+    beside = parse_part({"type": "video_url", "video_url": {"url": URL}, **OPTIONS}, PARAM)
+    assert inside is not None
+    assert inside == beside
+    assert inside.options == MediaOptions(**OPTIONS)
+
+
+COUNTS = ("min_pixels", "nframes", "max_frames", "resized_width")
+NOT_COUNTS: tuple[object, ...] = (0, -1, True, 1.0, "4", [4], 2**60)
+NUMBERS = ("fps", "video_end", "video_start")
+NOT_NUMBERS: tuple[object, ...] = (-1, True, "2", float("nan"), float("inf"), 10**400, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        *(({name: value}, name) for name in COUNTS for value in NOT_COUNTS),
+        *(({name: value}, name) for name in NUMBERS for value in NOT_NUMBERS),
+        ({"fps": 0}, "fps"),
+        ({"fps": 2, "nframes": 4}, "nframes"),
+        ({"resized_height": 56}, "resized_width"),
+        ({"resized_width": 56}, "resized_height"),
+        ({"min_pixels": 10, "max_pixels": 9}, "min_pixels"),
+        ({"min_frames": 10, "max_frames": 9}, "min_frames"),
+        ({"video_start": 2, "video_end": 2}, "video_start"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        parse_part({"type": "video_url", "video_url": {"url": URL}, **options}, PARAM)
+    assert caught.value.param == f"{PARAM}.{field}"
+    assert caught.value.message.startswith(f"{PARAM}.{field} ")
+
+
+def test_an_option_given_twice_must_agree() -> None:
+    part = {"type": "video_url", "video_url": {"url": URL, "fps": 2}, "fps": 2}
+    assert parse_part(part, PARAM) is not None
+    with pytest.raises(InvalidValueError):
+        parse_part({**part, "fps": 3}, PARAM)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video", "video": [URL, URL]},
+        {"type": "video_url", "video_url": "data:video/jpeg;base64,AAAA,BBBB"},
+        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": URL, "detail": "high"}},
+        {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "input_image", "file_id": "file-1"},
+    ],
+)
+def test_what_is_known_but_cannot_be_done_is_unsupported(part: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedParameterError) as caught:
+        parse_part(part, PARAM)
+    assert caught.value.message.startswith(PARAM)
+
+
+@pytest.mark.parametrize(
+    ("part", "path"),
+    [
+        ({"type": "image_url"}, "image_url"),
+        ({"type": "image_url", "image_url": None}, "image_url"),
+        ({"type": "image_url", "image_url": {}}, "image_url.url"),
+        ({"type": "image_url", "image_url": {"url": 3}}, "image_url.url"),
+        ({"type": "video", "video": True}, "video"),
+        ({"type": "file", "file": {}}, "file.file_data"),
+        ({"type": "image_url", "image_url": {"url": URL, "detail": "ultra"}}, "detail"),
+    ],
+)
+def test_wrong_types_are_refused_with_their_path(part: dict[str, object], path: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        parse_part(part, PARAM)
+    assert caught.value.param == f"{PARAM}.{path}"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    [*sources._OPTIONS, "url", "detail", "image_url", "video", "file", "file_id"]
+)
+
+
+@given(
+    st.sampled_from(sorted(sources._KINDS)),
+    st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON, max_size=4), max_size=5),
+)
+def test_any_json_is_a_reference_or_a_clean_400(kind: str, part: dict[str, object]) -> None:
+    try:
+        parse_part({"type": kind, **part}, PARAM)
+    except InvalidRequestError as error:
+        assert error.status == 400
+        assert error.message.startswith(PARAM)
+
+
+# Bytes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_pictures_are_known_by_their_bytes(format: str) -> None:
+    found = sniff(encode(quarters(), format)[: sources.HEAD], PARAM)
+    assert (found.kind, found.format) == ("image", format.lower())
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "format"),
+    [
+        ("libx264", "mp4", "mp4"),
+        ("libx264", "mov", "mp4"),
+        ("libx264", "matroska", "webm"),
+        ("libvpx-vp9", "webm", "webm"),
+        ("mpeg4", "avi", "avi"),
+    ],
+)
+def test_clips_are_known_by_their_bytes(codec: str, container: str, format: str) -> None:
+    found = sniff(clip(codec, container, frames=2)[: sources.HEAD], PARAM)
+    assert (found.kind, found.format) == ("video", format)
+
+
+OTHER_FILES = {
+    "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n",
+    "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "sdp": b"v=0\nc=IN IP4 127.0.0.1\nm=video 1 RTP/AVP 96\n",
+    "sdp behind an atom": b"AAAAfree\nc=IN IP4 127.0.0.1\nm=video 1 RTP/AVP 96\n",
+    "dash": b'<?xml version="1.0"?><MPD profiles="urn:mpeg:dash"/>',
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "html": b"<!DOCTYPE html>",
+    "json": b'{"a": 1}',
+    "pdf": b"%PDF-1.7\n",
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "tiff": b"II*\0\x08\0\0\0",
+    "psd": b"8BPS\0\1",
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "fits": b"SIMPLE  =                    T",
+    "ico": b"\0\0\1\0\1\0",
+    "avif": b"\0\0\0\x20ftypavif\0\0\0\0",
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
+    "wav": b"RIFF\x24\0\0\0WAVEfmt ",
+    "ogg": b"OggS\0\2",
+    "flv": b"FLV\1\5",
+    "mpegts": b"G@\0\x10" + bytes(60),
+    "zip": b"PK\3\4",
+    "elf": b"\x7fELF",
+    "two letters": b"BM, said the text",
+    "one byte": b"\xff",
+}
+
+
+@pytest.mark.parametrize("data", OTHER_FILES.values(), ids=OTHER_FILES)
+def test_all_other_files_are_refused_by_their_bytes(data: bytes) -> None:
+    with pytest.raises(MediaError) as caught:
+        parse_data_url(reference(data_url(data, "video/mp4")))
+    assert caught.value.code == "unsupported_media_type"
+
+
+def test_a_data_url_gives_its_bytes_whatever_type_it_declares() -> None:
+    for media_type in ("image/jpeg", "video/mp4", "", "image/png;charset=utf-8"):
+        assert parse_data_url(reference(data_url(png(), media_type))) == png()
+
+
+def test_base64_may_be_wrapped_in_lines_and_the_scheme_in_capitals() -> None:
+    text = base64.encodebytes(png()).decode()
+    assert parse_data_url(reference(f"DATA:image/png;BASE64,{text}")) == png()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda url: url.rstrip("="),  # no padding: 40x24 needs some
+        lambda url: url + "=",
+        lambda url: url[:40] + "*" + url[41:],
+        lambda url: url[:40] + "-_" + url[42:],
+        lambda url: url + "é",
+        lambda url: url.replace(";base64", ""),
+        lambda url: url.replace(",", ";"),
+        lambda url: "data:",
+    ],
+)
+def test_broken_base64_is_named_for_its_kind(damage: Any) -> None:
+    data = png()
+    data += bytes(1 + -len(data) % 3)  # so that padding is needed
+    for declared in ("image", "video"):
+        with pytest.raises(MediaError) as caught:
+            parse_data_url(reference(damage(data_url(data)), declared))
+        assert caught.value.code == f"invalid_base64_{declared}"
+        assert caught.value.message.startswith(PARAM)
+
+
+@pytest.mark.parametrize("declared", ["image", "video"])
+def test_nothing_after_the_comma_is_an_empty_file(declared: Any) -> None:
+    with pytest.raises(MediaError) as caught:
+        parse_data_url(reference("data:image/png;base64, \n", declared))
+    assert caught.value.code == f"empty_{declared}_file"
+
+
+@pytest.mark.parametrize(("kind", "head"), [("image", png()), ("video", clip(frames=2))])
+def test_size_is_limited_by_what_the_bytes_are(
+    kind: Any, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = len(head) + 3
+    monkeypatch.setattr(sources, "MAX_BYTES", {"image": 2**40, "video": 2**40, kind: limit})
+    assert len(parse_data_url(reference(head + bytes(3)))) == limit
+    with pytest.raises(MediaError) as caught:
+        parse_data_url(reference(head + bytes(4)))
+    assert caught.value.code == f"{kind}_too_large"
+
+
+@given(st.text(max_size=60))
+def test_any_data_url_is_bytes_or_a_clean_error_without_its_content(text: str) -> None:
+    try:
+        parse_data_url(reference("data:" + text))
+    except LitevlError as error:
+        assert error.status == 400
+        assert len(text) < 12 or text not in error.message

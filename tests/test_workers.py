@@ -1,0 +1,230 @@
+"""The children of the media room: limited, distrusted, killed in time and replaced."""
+
+import asyncio
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from litevl.media import decode, workers
+from litevl.media.workers import Workers
+from media_samples import Pixels, clip, code_of, indices_shown, item, opened, png
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def pool(anyio_backend: str) -> AsyncIterator[Workers]:
+    workers = Workers(1)
+    yield workers
+    pids = workers.pids
+    await workers.close()
+    assert not any(is_running(pid) for pid in pids)
+    assert not workers.pids
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# Messages --------------------------------------------------------------------------------------
+
+
+def test_frames_travel_in_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "BATCH_BYTES", 64 * 48 * 3 * 5)
+    out = io.BytesIO()
+    job = {"op": "decode", "reader": "pyav", "format": "mp4", "indices": list(range(12))}
+    decode.answer(job, clip(), out)
+    assert [out.getvalue().count(b'"frames": %d,' % n) for n in (5, 2)] == [2, 1]
+
+
+LIES = {
+    "silence": b"",
+    "no length": b"\0\0",
+    "endless header": b"\xff\xff\xff\xff",
+    "not JSON": struct.pack(">I", 4) + b"oops",
+    "a list": struct.pack(">I", 2) + b"[]",
+    "no facts": decode.pack({}),
+    "size of text": decode.pack({"width": "9", "height": 9, "num_frames": 1, "fps": 0.0}),
+    "too wide": decode.pack({"width": 10**9, "height": 9, "num_frames": 1, "fps": 0.0}),
+    "no frames": decode.pack({"width": 9, "height": 9, "num_frames": 0, "fps": 0.0}),
+    "not a rate": decode.pack({"width": 9, "height": 9, "num_frames": 1, "fps": float("nan")}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+async def test_a_child_that_talks_nonsense_is_not_believed_and_replaced(
+    pool: Workers, lie: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar = tmp_path / "liar.py"
+    liar.write_text(f"import os\nos.write(1, {lie!r})\nos.close(1)\nos.read(0, 4)\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "__file__", str(liar))
+        assert await code_of(pool, item(png())) == "image_parse_error"
+    await opened(pool, item(png()))
+
+
+async def test_a_child_may_not_send_more_frames_than_asked(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = decode.pack({"width": 9, "height": 9, "num_frames": 1, "fps": 0.0})
+    frames = decode.pack({"frames": 2, "height": 9, "width": 9}) + bytes(486)
+    liar = tmp_path / "liar.py"
+    liar.write_text(f"import os\nos.write(1, {probe + frames!r})\nwhile os.read(0, 4096): pass\n")
+    monkeypatch.setattr(decode, "__file__", str(liar))
+    assert await code_of(pool, item(png())) == "image_parse_error"
+
+
+# Children --------------------------------------------------------------------------------------
+
+
+async def test_a_killed_child_fails_its_job_and_is_replaced(pool: Workers) -> None:
+    await opened(pool, item(png()))
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGSTOP)  # so that the job is under way when the child dies
+    job = asyncio.create_task(code_of(pool, item(png())))
+    while pool._idle:
+        await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    assert await job == "image_parse_error"
+    await opened(pool, item(png()))
+    assert pool.pids and pid not in pool.pids
+
+
+async def test_a_child_killed_while_idle_harms_nobody(pool: Workers) -> None:
+    await opened(pool, item(png()))
+    (child,) = pool._children
+    child.process.kill()
+    await child.process.wait()
+    await opened(pool, item(png()))
+    assert child not in pool._children
+
+
+async def test_a_clip_goes_on_in_a_new_child_where_the_killed_one_stopped(pool: Workers) -> None:
+    data = item(clip(frames=30, size=(640, 480)))
+    await pool.probe(data)
+    (first,) = pool.pids
+    seen: list[int] = []
+
+    async def keep(batch: Pixels) -> None:
+        seen.extend(indices_shown(batch))
+        if first in pool.pids:
+            os.kill(first, signal.SIGKILL)
+
+    await pool.decode(data, range(30), keep)
+    assert seen == list(range(30))
+    assert first not in pool.pids
+
+
+async def test_a_child_that_hangs_is_killed_and_the_second_reader_goes_on(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(pool, item(png()))
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGSTOP)
+    data = item(clip())
+    data.seconds = 20.0  # the half of it is what decord gets
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    task = asyncio.create_task(opened(pool, data, (0, 5)))
+    while pool._idle:
+        await asyncio.sleep(0)
+    monkeypatch.setattr(loop, "time", lambda: now() + 10.0)
+    _, frames = await task
+    assert data.readers == ("pyav",)
+    assert indices_shown(frames) == [0, 5]
+    assert pid not in pool.pids
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(png(), "image_parse_error"), (clip(), "video_too_long")]
+)
+async def test_what_takes_too_long_is_given_up(
+    pool: Workers, data: bytes, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "__file__", workers.__file__)  # reads nothing, answers nothing
+    late = item(data)
+    late.seconds = 0.0
+    assert await code_of(pool, late) == code
+
+
+async def test_cancelling_a_job_kills_its_child_and_frees_its_place(pool: Workers) -> None:
+    await opened(pool, item(png()))
+    (pid,) = pool.pids
+    os.kill(pid, signal.SIGSTOP)
+    job = asyncio.create_task(pool.probe(item(png())))
+    while pool._idle:
+        await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not is_running(pid)
+    await opened(pool, item(png()))
+
+
+async def test_the_children_are_few_and_used_again() -> None:
+    pool = Workers(2)
+    await asyncio.gather(*(opened(pool, item(png())) for _ in range(6)))
+    assert len(pool.pids) == 2
+    await pool.close()
+    assert not pool.pids
+
+
+async def test_a_child_knows_no_keys_no_sockets_and_no_torch(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITEVL_API_KEY", "sk-canary")
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with server:
+        await opened(pool, item(clip()), (0,))
+        (pid,) = pool.pids
+        with open(f"/proc/{pid}/environ") as file:
+            assert "canary" not in file.read()
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        listening = os.readlink(f"/proc/self/fd/{server.sockets[0].fileno()}")
+        assert listening not in links
+        with open(f"/proc/{pid}/maps") as file:
+            assert "torch" not in file.read()
+
+
+async def test_a_child_is_limited_in_memory_files_and_dumps(pool: Workers) -> None:
+    await opened(pool, item(png()))
+    (pid,) = pool.pids
+    with open(f"/proc/{pid}/limits") as file:
+        limits = {line[:25].strip(): line[25:].split()[0] for line in file}
+    assert limits["Max address space"] == str(decode.MEMORY_BYTES)
+    assert limits["Max file size"] == limits["Max core file size"] == "0"
+    assert int(limits["Max open files"]) <= 64
+    assert limits["Max cpu time"].isdecimal()
+
+
+PARENT = """
+import asyncio, os, sys
+from litevl.media.workers import Child
+async def main():
+    child = await Child.start()
+    await child.send({"op": "x", "reader": "x", "format": "x", "size": 0}, b"")
+    print(child.process.pid, flush=True)
+    os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+
+
+async def test_a_child_dies_with_its_parent() -> None:
+    parent = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True)
+    pid = int(parent.stdout)
+    while is_running(pid):  # an orphan is reaped by init; a hang here fails the suite's time limit
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().split()[2] == "Z":
+                break
+        await asyncio.sleep(0)
