@@ -207,6 +207,8 @@ class _Loading(threading.Thread):
         self._config, self._service, self._server, self._serving = config, service, server, serving
 
     def run(self) -> None:
+        where = f"{self._config.host}:{self._serving.port}"
+        print(f"litevl: listening on {where}, loading {self._config.model}", file=sys.stderr)
         try:
             backend, summary = load_backend(self._config)
             self._service.attach(backend)

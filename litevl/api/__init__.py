@@ -1,0 +1,1 @@
+"""HTTP and JSON, text in and text out. Imports no torch and no transformers."""

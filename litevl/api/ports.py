@@ -7,7 +7,16 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
-from litevl.sequence import Deliver, Health, LoadedMedia, MediaRef, Message, ModelCard, Prompt, Sequence
+from litevl.sequence import (
+    Deliver,
+    Health,
+    LoadedMedia,
+    MediaRef,
+    Message,
+    ModelCard,
+    Prompt,
+    Sequence,
+)
 
 
 class Engine(Protocol):

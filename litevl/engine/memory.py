@@ -16,6 +16,7 @@ from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
+MAX_PROFILED_TOKENS = 16384  # the largest picture that qwen-vl-utils makes
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
@@ -38,7 +39,7 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         model,
         utilization=config.gpu_memory_utilization,
         max_tokens=max_tokens,
-        max_media_tokens=min(max_tokens, (config.max_model_len or model_len) // 2),
+        max_media_tokens=min(MAX_PROFILED_TOKENS, (config.max_model_len or model_len) // 2),
     )
     plan = plan_kv(
         budget=budget,
