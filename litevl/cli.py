@@ -169,6 +169,7 @@ def serve(config: Config) -> int:
         uvicorn.Config(
             create_app(config, service),
             http="h11",  # httptools refuses `-X Post`
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,

@@ -50,7 +50,7 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
 
 @contextmanager
 def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]:
-    """Start `litevl serve ARGUMENTS` on a free port, yield it when it is ready, end it by SIGTERM."""
+    """Start `litevl serve ARGUMENTS` on a free port; yield it when ready, end it by SIGTERM."""
     process = subprocess.Popen(
         command("--port", "0", *arguments),
         env=environment(folder, **changes),

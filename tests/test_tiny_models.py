@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.tiny_models import FAMILIES, Family, make_checkpoint
+from tiny_models import FAMILIES, Family, make_checkpoint
 
 
 def noise(seed: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What the HTTP side needs of the rest, as Protocols, so that a fake engine can stand behind the whole server.
+"""What the HTTP side needs of the rest, as Protocols: a fake engine can stand behind all of it.
 
 Implemented by `engine/engine.py` and composed in `cli.py`; used by `app.py` and `chat.py`.
 """
@@ -23,15 +23,18 @@ class Engine(Protocol):
     """A thread that turns sequences into tokens."""
 
     def start(self, deliver: Deliver) -> None:
-        """Start the thread. `deliver` is called from it once a step; outputs of one request in order."""
+        """Start the thread; it calls `deliver` once a step, a request's outputs in order."""
         ...
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; from any thread. `QueueFullError`, `ContextLengthError`, `UnavailableError`."""
+        """Queue a sequence; from any thread.
+
+        Raises QueueFullError, ContextLengthError or UnavailableError, and keeps nothing then.
+        """
         ...
 
     def abort(self, request_id: str) -> None:
-        """Free a request within one step; unknown ids are ignored; nothing more is delivered for it."""
+        """Free a request within one step; nothing more is delivered. Unknown ids are ignored."""
         ...
 
     def health(self) -> Health:
@@ -49,7 +52,7 @@ class Preprocessor(Protocol):
     def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt: ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes a token stands for; b"" for control tokens. May end inside a character."""
+        """The UTF-8 bytes of a token, perhaps part of a character; b"" for control tokens."""
         ...
 
 
@@ -57,6 +60,10 @@ class MediaLoader(Protocol):
     """References to pixels, within the request's limits and deadlines."""
 
     async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]: ...
+
+    async def close(self) -> None:
+        """End the children; later loads raise UnavailableError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

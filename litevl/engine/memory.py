@@ -40,6 +40,7 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         utilization=config.gpu_memory_utilization,
         max_tokens=max_tokens,
         max_media_tokens=min(MAX_PROFILED_TOKENS, (config.max_model_len or model_len) // 2),
+        max_num_seqs=config.max_num_seqs,
     )
     plan = plan_kv(
         budget=budget,
@@ -88,12 +89,19 @@ def plan_kv(
     )
 
 
-def kv_budget(model: QwenVL, *, utilization: float, max_tokens: int, max_media_tokens: int) -> int:
+def kv_budget(
+    model: QwenVL, *, utilization: float, max_tokens: int, max_media_tokens: int, max_num_seqs: int
+) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
         return int(psutil.virtual_memory().available) // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
-    run_largest_step(model, max_tokens, max_media_tokens)
+    run_largest_step(
+        model,
+        max_tokens=max_tokens,
+        max_media_tokens=max_media_tokens,
+        max_num_seqs=max_num_seqs,
+    )
     torch.cuda.synchronize(model.device)
     peak = torch.cuda.max_memory_allocated(model.device)
     torch.cuda.empty_cache()
@@ -103,8 +111,10 @@ def kv_budget(model: QwenVL, *, utilization: float, max_tokens: int, max_media_t
 
 
 @torch.inference_mode()
-def run_largest_step(model: QwenVL, max_tokens: int, max_media_tokens: int) -> None:
-    """The step that needs the most memory: a full chunk, and the largest picture."""
+def run_largest_step(
+    model: QwenVL, *, max_tokens: int, max_media_tokens: int, max_num_seqs: int
+) -> None:
+    """The step that needs the most memory: the largest picture, a full chunk, a full sort."""
     model.encode([largest_item(model, max_media_tokens)])
     chunk = _full_chunk(max_tokens, model.backend.block_size)
     cache = model.new_cache(len(chunk.sequence.blocks))
@@ -113,7 +123,7 @@ def run_largest_step(model: QwenVL, max_tokens: int, max_media_tokens: int) -> N
     hidden = model.forward(
         model.embed(batch.token_ids), batch.positions, batch.attention, batch.media_rows, none
     )
-    model.logits(hidden[-1:])
+    model.logits(hidden[:max_num_seqs]).sort(dim=-1)
 
 
 def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:

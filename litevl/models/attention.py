@@ -295,6 +295,9 @@ def register() -> None:
 
 def choose_backend(device: torch.device) -> AttentionBackend:
     """The fastest backend for a device."""
-    if device.type == "cuda":
-        return VarlenPaged()
-    return SdpaPaged()
+    return VarlenPaged() if has_flash_attention(device) else SdpaPaged()
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether torch's varlen kernels run there: CUDA cards from Ampere on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -18,6 +18,7 @@ from litevl.models.attention import (
     TEXT_ATTENTION,
     VISION_ATTENTION,
     AttentionBackend,
+    VarlenPaged,
     choose_backend,
     register,
 )
@@ -95,11 +96,9 @@ def prepare(model: Any, *, device: torch.device, backend: AttentionBackend) -> Q
     """Choose attention for both towers and pack weights where that pays; changes `model`."""
     register()
     model.eval().requires_grad_(False)
-    is_cpu = device.type == "cpu"
-    model.set_attn_implementation(
-        {"text_config": TEXT_ATTENTION, "vision_config": "sdpa" if is_cpu else VISION_ATTENTION}
-    )
-    if is_cpu and can_pack():
+    vision = VISION_ATTENTION if isinstance(backend, VarlenPaged) else "sdpa"
+    model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": vision})
+    if device.type == "cpu" and can_pack():
         pack_linears(model)
     return QwenVL(model, device=device, backend=backend)
 

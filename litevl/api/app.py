@@ -1,0 +1,91 @@
+"""The ASGI application: routes, the layers around them, and the small endpoints.
+
+`cli.py` hands `create_app` to uvicorn, which must run with `http="h11"`: other parsers reject a
+method such as `Post`. Knows the service, not what stands behind it.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from litevl import __version__
+from litevl.api.auth import Authentication, Keys
+from litevl.api.chat import ChatCompletions, find_model
+from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
+from litevl.api.responses import model_list, model_object
+from litevl.api.service import Service
+from litevl.config import Config
+from litevl.sequence import Health
+
+
+def create_app(config: Config, service: Service) -> ASGIApp:
+    """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        service.bind()
+        yield
+        await service.stop()
+
+    router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
+    http = _wrap(router, config)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
+        await (http if scope["type"] == "http" else router)({**scope, "app": app}, receive, send)
+
+    return app
+
+
+def _wrap(app: ASGIApp, config: Config) -> ASGIApp:
+    """The layers, innermost first."""
+    app = BodyLimit(app, config.max_body_size)
+    app = Authentication(app, Keys(config.api_key))
+    app = Errors(app)
+    if config.api_key:  # without a key, a page of any origin could otherwise use the model
+        app = CORSMiddleware(
+            app,
+            allow_origins=["*"],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "x-litevl-json-repaired"],
+        )
+    return Normaliser(AnswerHeaders(app))
+
+
+def routes(service: Service) -> list[Route]:
+    """Every address, as the normaliser spells it: `/v1/models` is `/models`."""
+
+    async def health(request: Request) -> Response:
+        state = service.health()
+        return JSONResponse({"status": state}, 200 if state is Health.READY else 503)
+
+    async def live(request: Request) -> Response:
+        state = service.health()
+        is_alive = state not in (Health.STALLED, Health.DEAD)
+        return JSONResponse({"status": state}, 200 if is_alive else 503)
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    async def models(request: Request) -> Response:
+        return JSONResponse(model_list(service.ready_backend().card))
+
+    async def model(request: Request) -> Response:
+        card = service.ready_backend().card
+        return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
+
+    return [
+        Route("/health", health),
+        Route("/health/live", live),
+        Route("/version", version),
+        Route("/models", models),
+        Route("/models/{name:path}", model),
+        Route("/chat/completions", ChatCompletions(service), methods=["POST"]),
+    ]

@@ -1,0 +1,60 @@
+"""Who may call. Used by `app.py`; knows the open paths and the keys, not what lies behind them."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from litevl.errors import AuthenticationError
+
+# Everything else, routes that do not exist included, asks for a key where one is configured.
+OPEN_PATHS = frozenset({"/health", "/health/live", "/version"})
+
+Headers = Iterable[tuple[bytes, bytes]]  # names in lower case, as ASGI has them
+
+
+class Keys:
+    """The keys that may call, kept as digests. Without any, everybody may."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = tuple(_digest(key.encode()) for key in keys)
+
+    def accept(self, headers: Headers) -> bool:
+        """Whether a request carries a key; the time taken tells nothing about the keys."""
+        if not self._digests:
+            return True
+        offered = [_digest(key) for key in _offered_keys(headers)]
+        return any([hmac.compare_digest(key, ours) for key in offered for ours in self._digests])
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _offered_keys(headers: Headers) -> list[bytes]:
+    """`Authorization: Bearer KEY` or `KEY`, `x-api-key: KEY`, `api-key: KEY`."""
+    keys = []
+    for name, value in headers:
+        value = value.strip()
+        if name == b"authorization":
+            scheme, _, rest = value.partition(b" ")
+            keys.append(rest.strip() if scheme.lower() == b"bearer" else value)
+        elif name in (b"x-api-key", b"api-key"):
+            keys.append(value)
+    return keys
+
+
+class Authentication:
+    """Answers 401 before a body is read, wherever the path is not open."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in OPEN_PATHS and not self._keys.accept(scope["headers"]):
+            raise AuthenticationError(
+                "This server asks for a valid API key: send `Authorization: Bearer KEY`."
+            )
+        await self._app(scope, receive, send)

@@ -1,0 +1,153 @@
+"""What every request passes: one spelling of its address, an id, a size limit, errors as JSON.
+
+Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
+"""
+
+import logging
+import re
+import traceback
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from litevl.api.responses import error_response
+from litevl.errors import (
+    InternalError,
+    LitevlError,
+    MethodNotAllowedError,
+    RequestTooLargeError,
+    RouteNotFoundError,
+)
+
+logger = logging.getLogger("litevl.api")
+
+_SLASHES = re.compile("/{2,}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_ANSWER_HEADERS = "litevl.answer_headers"  # in the scope: headers that go out with whatever answer
+
+
+class Normaliser:
+    """`Post //v1//models/` is `POST /models`: clients spell base URLs and methods in many ways."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            # A copy: the server frames its answer by the method that the client really sent.
+            path = normal_path(scope["path"])
+            scope = {**scope, "method": scope["method"].upper(), "path": path}
+        await self._app(scope, receive, send)
+
+
+def normal_path(path: str) -> str:
+    """Without doubled and trailing slashes, and without a leading `/v1`."""
+    path = _SLASHES.sub("/", path).rstrip("/").removeprefix("/")
+    return "/" + ("" if path == "v1" else path.removeprefix("v1/"))
+
+
+class AnswerHeaders:
+    """Sends `x-request-id`, the client's or a new one, and what `add_answer_header` noted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"x-request-id": _request_id(Headers(scope=scope).get("x-request-id", ""))}
+        scope[_ANSWER_HEADERS] = headers
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def add_answer_header(scope: Scope, name: str, value: str) -> None:
+    """Have a header sent with the answer to this request, be it an error."""
+    scope[_ANSWER_HEADERS][name] = value
+
+
+def request_id(scope: Scope) -> str:
+    """The id that the client knows this request by."""
+    return str(scope[_ANSWER_HEADERS]["x-request-id"])
+
+
+def _request_id(given: str) -> str:
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+class BodyLimit:
+    """413 for a body that is declared, or turns out, larger than `limit` bytes."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = int(Headers(scope=scope).get("content-length", "0"))
+        self._check(received)
+        received = 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            self._check(received)
+            return message
+
+        await self._app(scope, counted_receive, send)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise RequestTooLargeError(
+                f"The body is larger than {self._limit} bytes, the limit set by --max-body-size."
+            )
+
+
+class Errors:
+    """The one place where an exception becomes an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
+        except Exception as error:  # noqa: BLE001 - the edge: no exception may leave the application
+            answer = to_litevl_error(error, request_id(scope))
+            if not has_started:  # or else the server closes the connection on the torn answer
+                await error_response(answer)(scope, receive, send)
+
+
+def to_litevl_error(error: Exception, request: str) -> LitevlError:
+    """What to tell a client. The unexpected is logged with its origin, never with its message."""
+    if isinstance(error, LitevlError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        return _route_error(error)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s: unexpected %s\n%s", request, type(error).__name__, frames)
+    return InternalError("The server failed on this request; its log says where.")
+
+
+def _route_error(error: HTTPException) -> LitevlError:
+    if error.status_code == 404:
+        return RouteNotFoundError("No such address; the API is at /v1/chat/completions.")
+    allowed = (error.headers or {}).get("Allow", "")
+    answer = MethodNotAllowedError(f"This address takes {allowed}.")
+    answer.headers["allow"] = allowed
+    return answer

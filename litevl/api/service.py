@@ -1,0 +1,150 @@
+"""Where the engine thread and the event loop meet, from loading to drained.
+
+`cli.py` makes one and attaches the backend when the model is loaded; `app.py` binds it to the
+running loop; `chat.py` asks it for tokens. Knows no HTTP and no text.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from litevl.api.ports import Backend
+from litevl.config import Config
+from litevl.errors import InternalError, LitevlError, UnavailableError
+from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+
+PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
+
+T = TypeVar("T")
+
+
+class _Mailbox:
+    """What has arrived for one request and was not yet taken. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._outputs: list[StepOutput] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, output: StepOutput) -> None:
+        self._outputs.append(output)
+        self._arrived.set()
+
+    async def take(self) -> list[StepOutput]:
+        """Everything since the last call; waits for at least one."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+
+class Service:
+    """The model as the HTTP side sees it: perhaps still loading, perhaps on its way out."""
+
+    def __init__(self, config: Config) -> None:
+        self._backend: Backend | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_draining = False
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._seeds = random.Random(config.seed)
+        self._workers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="litevl-prepare")
+
+    # Life ----------------------------------------------------------------------------------------
+
+    def attach(self, backend: Backend) -> None:
+        """Start the engine of a loaded model; from any thread, before or after `bind`."""
+        backend.engine.start(self._deliver)
+        self._backend = backend
+
+    def bind(self) -> None:
+        """Deliver to the running event loop from now on."""
+        self._loop = asyncio.get_running_loop()
+
+    def drain(self) -> None:
+        """Finish what runs and take nothing new."""
+        self._is_draining = True
+
+    async def stop(self) -> None:
+        """Drain, and end the threads and children, after the engine's last step."""
+        self.drain()
+        if self._backend:
+            await asyncio.to_thread(self._backend.engine.stop)
+            await self._backend.media.close()
+        await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
+
+    def health(self) -> Health:
+        if self._backend is None:
+            return Health.LOADING
+        health = self._backend.engine.health()
+        return Health.DRAINING if self._is_draining and health is Health.READY else health
+
+    @property
+    def num_running(self) -> int:
+        """Requests that wait for tokens."""
+        return len(self._mailboxes)
+
+    # Requests ------------------------------------------------------------------------------------
+
+    def ready_backend(self) -> Backend:
+        """The backend for a new request; `UnavailableError` while there is none to take it."""
+        health = self.health()
+        if self._backend is None or health is not Health.READY:
+            code = "server_error" if health is Health.DEAD else "server_is_overloaded"
+            raise UnavailableError(f"The server is {health}; try again later.", code=code)
+        return self._backend
+
+    def draw_seed(self) -> int:
+        """A seed for a request that gave none."""
+        return self._seeds.getrandbits(63)
+
+    async def in_worker(self, function: Callable[[], T]) -> T:
+        """Run slow work in one of the few worker threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function)
+
+    async def generate(
+        self, backend: Backend, sequence: Sequence
+    ) -> AsyncGenerator[list[StepOutput], None]:
+        """Add a sequence to the engine and yield what comes: to slow readers, many steps at once.
+
+        The last list ends with a finish reason. Closed before that, as when a client hangs up, the
+        sequence is aborted. Raises what `Engine.add` raises, before anything is yielded, and what
+        the engine reports.
+        """
+        mailbox = self._mailboxes[sequence.request_id] = _Mailbox()
+        has_ended = False
+        try:
+            backend.engine.add(sequence)
+            while not has_ended:
+                outputs = await mailbox.take()
+                has_ended = outputs[-1].finish_reason is not None
+                error = _error_of(outputs[-1])
+                if error:
+                    raise error
+                yield outputs
+        finally:
+            del self._mailboxes[sequence.request_id]
+            if not has_ended:
+                backend.engine.abort(sequence.request_id)
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        """Called once a step by the engine thread: one wake-up of the loop for all requests."""
+        if self._loop is not None:
+            # The loop may close while the engine makes its last step; then nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._distribute, outputs)
+
+    def _distribute(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            if mailbox := self._mailboxes.get(output.request_id):
+                mailbox.put(output)
+
+
+def _error_of(output: StepOutput) -> LitevlError | None:
+    """Why the engine gave a request up, if it did."""
+    if output.finish_reason in (None, FinishReason.STOP, FinishReason.LENGTH):
+        return None
+    if isinstance(output.error, LitevlError):
+        return output.error
+    return InternalError("The model failed on this request.")

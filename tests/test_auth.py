@@ -1,0 +1,89 @@
+"""Who may call: every form of the key, on every address."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from fakes import KEY, Rig, body, running
+from litevl.api.app import routes
+from litevl.api.auth import OPEN_PATHS, Keys
+from litevl.api.service import Service
+from litevl.config import Config
+
+SECOND_KEY = "sk-second"
+RIGHT = [
+    {"authorization": f"Bearer {KEY}"},
+    {"authorization": f"bearer  {KEY}"},
+    {"authorization": f"BEARER {SECOND_KEY}"},
+    {"authorization": KEY},
+    {"x-api-key": KEY},
+    {"api-key": SECOND_KEY},
+    {"authorization": "Bearer none", "x-api-key": KEY},
+]
+WRONG = [
+    {},
+    {"authorization": ""},
+    {"authorization": "Bearer"},
+    {"authorization": f"Basic {KEY}"},
+    {"authorization": f"Bearer {KEY}x"},
+    {"authorization": f"Bearer {KEY[:-1]}"},
+    {"authorization": f"{KEY} {KEY}"},
+    {"x-api-key": ""},
+    {"cookie": f"authorization={KEY}"},
+]
+ADDRESSES = [route.path.replace("{name:path}", "tiny") for route in routes(Service(Config()))]
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with running(api_key=(KEY, SECOND_KEY)) as rig:
+        yield rig
+
+
+def call(rig: Rig, path: str, headers: dict[str, str]) -> httpx.Response:
+    method = "POST" if path.endswith("completions") else "GET"
+    return httpx.request(method, rig.url + path, headers=headers, json=body(), trust_env=False)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1", "//v1/"])
+@pytest.mark.parametrize("path", ADDRESSES)
+def test_every_address_but_the_open_ones_asks_for_the_key(rig: Rig, path: str, prefix: str) -> None:
+    is_open = path in ("/health", "/health/live", "/version")
+    assert (call(rig, prefix + path, {}).status_code == 200) == is_open
+    assert call(rig, prefix + path, RIGHT[0]).status_code == 200
+
+
+def test_the_open_addresses_exist() -> None:
+    assert set(ADDRESSES) >= OPEN_PATHS
+
+
+@pytest.mark.parametrize("headers", RIGHT, ids=str)
+def test_the_key_is_taken_in_every_form(rig: Rig, headers: dict[str, str]) -> None:
+    assert call(rig, "/v1/chat/completions", headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", WRONG, ids=str)
+def test_anything_else_is_401_with_a_challenge(rig: Rig, headers: dict[str, str]) -> None:
+    answer = call(rig, "/v1/chat/completions", headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert answer.json()["error"]["type"] == "authentication_error"
+    assert KEY not in answer.text
+
+
+def test_unknown_addresses_tell_a_stranger_nothing(rig: Rig) -> None:
+    assert call(rig, "/v1/nothing", {}).status_code == 401
+    assert call(rig, "/health/../v1/models", {}).status_code == 401
+
+
+def test_the_401_comes_before_the_body_is_read(rig: Rig) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    head += b"content-length: 100000000\r\nexpect: 100-continue\r\n\r\n"
+    assert rig.exchange(head).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("headers", [*RIGHT, *WRONG], ids=str)
+def test_without_a_configured_key_everybody_may_call(headers: dict[str, str]) -> None:
+    assert Keys(()).accept([(name.encode(), value.encode()) for name, value in headers.items()])

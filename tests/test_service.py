@@ -1,0 +1,221 @@
+"""Between loading and drained: health, admission, and clients that go away."""
+
+import asyncio
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+import pytest
+
+from fakes import (
+    ANSWER,
+    CARD,
+    EOS,
+    PATIENCE,
+    FakeEngine,
+    FakeMedia,
+    FakePreprocessor,
+    Rig,
+    assert_error,
+    body,
+    request_bytes,
+    running,
+    say,
+)
+from litevl.api.chat import read_deltas
+from litevl.api.detokenizer import Detokenizer
+from litevl.api.ports import Backend
+from litevl.api.protocol import ChatCompletionRequest
+from litevl.api.service import Service
+from litevl.config import Config
+from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with running() as rig:
+        yield rig
+
+
+# Health ----------------------------------------------------------------------------------------
+
+
+def health(rig: Rig, path: str = "/health") -> tuple[int, str]:
+    answer = rig.client.get(path)
+    return answer.status_code, answer.json()["status"]
+
+
+def test_loading_is_503_until_the_model_is_attached() -> None:
+    with running(is_loaded=False) as rig:
+        assert health(rig) == (503, "loading")
+        assert health(rig, "/health/live") == (200, "loading")
+        for answer in (rig.chat(), rig.chat(stream=True), rig.client.get("/v1/models")):
+            assert "loading" in assert_error(answer, 503, "server_is_overloaded")
+            assert answer.headers["retry-after"]
+        rig.attach()
+        assert health(rig) == (200, "ready")
+        assert rig.chat().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(Health.STALLED, "server_is_overloaded"), (Health.DEAD, "server_error")]
+)
+def test_a_stalled_or_dead_engine_turns_both_red(rig: Rig, state: Health, code: str) -> None:
+    rig.engine.state = state
+    assert health(rig) == (503, state)
+    assert health(rig, "/health/live") == (503, state)
+    assert_error(rig.chat(), 503, code)
+
+
+def test_draining_finishes_what_runs_and_takes_nothing_new(rig: Rig) -> None:
+    rig.engine.hold(3)
+    with rig.client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        rig.service.drain()
+        assert health(rig) == (503, "draining")
+        assert health(rig, "/health/live") == (200, "draining")
+        assert "draining" in assert_error(rig.chat(), 503, "server_is_overloaded")
+        rig.engine.release()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+# Clients that go away --------------------------------------------------------------------------
+
+
+def test_a_client_that_hangs_up_on_a_whole_answer_frees_the_sequence(rig: Rig) -> None:
+    rig.engine.hold(3)
+    with rig.connect() as connection:
+        connection.sendall(request_bytes())
+        rig.engine.wait_until(lambda engine: bool(engine.added))
+    rig.engine.wait_until(lambda engine: engine.aborted == [engine.added[0].request_id])
+    assert health(rig) == (200, "ready")
+    assert rig.service.num_running == 0
+
+
+def test_a_client_that_hangs_up_while_the_prompt_is_prepared_reaches_no_engine(rig: Rig) -> None:
+    rig.preprocessor.may_go.clear()
+    with rig.connect() as connection:
+        connection.sendall(request_bytes())
+        assert rig.preprocessor.entered.wait(PATIENCE)
+    assert health(rig) == (200, "ready")
+    rig.preprocessor.may_go.set()
+    assert rig.chat().status_code == 200
+    assert len(rig.engine.added) == 1
+
+
+def test_a_client_that_hangs_up_within_the_body_is_forgotten(rig: Rig) -> None:
+    with rig.connect() as connection:
+        connection.sendall(request_bytes()[:-5])
+    assert rig.chat().status_code == 200
+    assert len(rig.engine.added) == 1
+
+
+def test_many_answers_at_once_do_not_mix(rig: Rig) -> None:
+    rig.engine.script = lambda sequence: say(
+        f"echo {bytes(sequence.prompt.token_ids.tolist()).decode()}"
+    )
+
+    def ask(number: int) -> str:
+        messages = [{"role": "user", "content": str(number)}]
+        return str(rig.chat(messages=messages).json()["choices"][0]["message"]["content"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(24))) == [f"echo {number}" for number in range(24)]
+
+
+def test_two_requests_at_once_may_carry_the_same_request_id(rig: Rig) -> None:
+    def ask(number: int) -> str:
+        headers = {"x-request-id": "same"}
+        answer = rig.client.post("/v1/chat/completions", json=body(), headers=headers)
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    rig.engine.hold()
+    with ThreadPoolExecutor(2) as pool:
+        answers = pool.map(ask, range(2))
+        rig.engine.wait_until(lambda engine: engine.num_running == 2)
+        rig.engine.release()
+        assert list(answers) == [ANSWER, ANSWER]
+
+
+def test_a_large_body_is_not_kept_while_the_model_answers(rig: Rig) -> None:
+    url = "data:image/png;base64," + "A" * 2**24
+    part = {"type": "image_url", "image_url": {"url": url}}
+    request = request_bytes(messages=[{"role": "user", "content": [part]}], stream=True)
+    rig.engine.hold(1)
+    tracemalloc.start()
+    try:
+        with rig.connect() as connection:
+            connection.sendall(request)
+            assert connection.recv(9) == b"HTTP/1.1 "
+            rig.media.refs.clear()
+            assert tracemalloc.get_traced_memory()[0] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+# The service below the wire --------------------------------------------------------------------
+
+
+def ready(engine: FakeEngine) -> tuple[Service, Backend]:
+    service = Service(Config())
+    backend = Backend(card=CARD, engine=engine, preprocessor=FakePreprocessor(), media=FakeMedia())
+    service.bind()
+    service.attach(backend)
+    return service, backend
+
+
+def sequence() -> Sequence:
+    request = ChatCompletionRequest.parse(body())
+    prompt = FakePreprocessor().prepare(request.messages, [])
+    params = request.sampling_params(CARD, len(prompt), seed=0)
+    return Sequence(request_id="a", prompt=prompt, params=params)
+
+
+@pytest.mark.anyio
+async def test_steps_that_a_slow_reader_missed_come_together_and_in_order() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    service, backend = ready(engine)
+    async with aclosing(service.generate(backend, sequence())) as batches:
+        first = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        engine.deliver([StepOutput(request_id="a", token_id=1)])
+        assert [output.token_id for output in await first] == [1]
+        engine.deliver(
+            [StepOutput(request_id="a", token_id=2), StepOutput(request_id="b", token_id=9)]
+        )
+        engine.deliver([StepOutput(request_id="a", token_id=3)])
+        engine.deliver([StepOutput(request_id="a", token_id=EOS, finish_reason=FinishReason.STOP)])
+        assert [output.token_id for output in await anext(batches)] == [2, 3, EOS]
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+    assert engine.aborted == []
+    await service.stop()
+
+
+@pytest.mark.anyio
+async def test_closing_a_generation_aborts_it() -> None:
+    engine = FakeEngine()
+    engine.hold(1)
+    service, backend = ready(engine)
+    async with aclosing(service.generate(backend, sequence())) as batches:
+        await anext(batches)
+    assert engine.aborted == ["a"]
+    assert service.num_running == 0
+    await service.stop()
+    assert isinstance(backend.media, FakeMedia) and backend.media.is_closed
+
+
+@pytest.mark.anyio
+async def test_a_stop_string_is_told_when_the_engine_has_let_go() -> None:
+    engine = FakeEngine()
+    engine.hold(3)
+    service, backend = ready(engine)
+    detokenizer = Detokenizer(backend.preprocessor.token_bytes, ("Two",))
+    async with aclosing(read_deltas(service.generate(backend, sequence()), detokenizer)) as deltas:
+        while (await anext(deltas)).finish_reason is None:
+            pass
+        assert engine.aborted == ["a"]  # though nobody has asked for what comes after it
+    await service.stop()
