@@ -133,8 +133,9 @@ class Engine:
     def _run(self) -> None:
         failed_steps = 0
         try:
-            while self._take_inbox():
-                if outputs := self._guarded_step():
+            while self._wait_for_work():
+                outputs = self.step()
+                if outputs:
                     self._deliver(outputs)
                 failed = any(output.error for output in outputs)
                 failed_steps = failed_steps + 1 if failed else 0
@@ -145,23 +146,31 @@ class Engine:
             self._is_dead = True
             self._fail_all(UnavailableError("The engine has stopped.", code="server_error"))
 
-    def _take_inbox(self) -> bool:
-        """Wait for work and take in what was added and aborted; False when it is time to end."""
+    def _wait_for_work(self) -> bool:
+        """Block until there is something to do; False when it is time to end."""
         with self._wake:
-            while not (self._added or self._aborted or self._is_stopping or self._unfinished):
-                self._wake.wait()
+            self._wake.wait_for(lambda: self._unfinished or self._is_stopping)
+            return not self._is_stopping
+
+    def step(self) -> list[StepOutput]:
+        """Take in what has arrived, and advance everything that can run by one forward pass.
+
+        For the engine thread, or for tests that start none.
+        """
+        self._take_inbox()
+        step = self.scheduler.schedule()
+        return self._compute(step) if step else []
+
+    def _take_inbox(self) -> None:
+        with self._wake:
             while self._added:
                 self.scheduler.add(self._added.popleft())
             while self._aborted:
                 if sequence := self._unfinished.pop(self._aborted.popleft(), None):
                     self.scheduler.finish(sequence)
-            return not self._is_stopping
 
-    def _guarded_step(self) -> list[StepOutput]:
-        """One step that fails only the sequences that were in it."""
-        step = self.scheduler.schedule()
-        if step is None:
-            return []
+    def _compute(self, step: Step) -> list[StepOutput]:
+        """Launch and collect; a failure ends the sequences of this step and no others."""
         self._step_began = time.monotonic()
         try:
             return self.collect(step, self._runner.launch(step).wait())
@@ -175,12 +184,6 @@ class Engine:
         finally:
             self._step_began = None
             self.num_steps += 1
-
-    def step(self) -> list[StepOutput]:
-        """Advance everything that can run by one forward pass (for use without the thread)."""
-        self._take_inbox()
-        step = self.scheduler.schedule()
-        return self.collect(step, self._runner.launch(step).wait()) if step else []
 
     def collect(self, step: Step, token_ids: list[int]) -> list[StepOutput]:
         """Note what a finished step computed, and say what is new."""
@@ -219,11 +222,6 @@ class Engine:
         )
 
     def _fail_all(self, error: Exception) -> None:
-        self._take_inbox_quietly()
+        self._take_inbox()
         if outputs := [self._end(sequence, error) for sequence in list(self._unfinished.values())]:
             self._deliver(outputs)
-
-    def _take_inbox_quietly(self) -> None:
-        with self._wake:
-            while self._added:
-                self.scheduler.add(self._added.popleft())
