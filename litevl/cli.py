@@ -59,10 +59,21 @@ def read_config(argv: Many[str]) -> Config:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="litevl", allow_abbrev=False, description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="litevl",
+        allow_abbrev=False,
+        description="A vision-language server behind the OpenAI chat API.",
+    )
     parser.add_argument("--version", action="version", version=f"litevl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve_parser = commands.add_parser("serve", help="serve a model", allow_abbrev=False)
+    serve_parser = commands.add_parser(
+        "serve",
+        help="serve a model",
+        allow_abbrev=False,
+        usage="litevl serve [MODEL] [--flag VALUE ...]",
+        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line wins "
+        "over the environment, that over --config FILE.toml.",
+    )
     serve_parser.add_argument("--config", metavar="FILE.toml", help="settings in a file")
     hints = get_type_hints(Config)
     for each in fields(Config):
@@ -73,9 +84,17 @@ def _parser() -> argparse.ArgumentParser:
         elif hints[each.name] is bool:
             options |= {"action": "store_const", "const": "true"}
         else:
-            options |= {"metavar": each.metadata["metavar"] or None, "dest": each.name}
+            metavar = each.metadata["metavar"] or _metavar(hints[each.name])
+            options |= {"metavar": metavar, "dest": each.name}
         serve_parser.add_argument(*names, **options)
     return parser
+
+
+def _metavar(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "|".join(get_args(hint))
+    kinds = {int: "N", float: "X", str: "TEXT"}
+    return next(kinds[each] for each in (hint, *get_args(hint)) if each in kinds)
 
 
 def _help(setting: Any) -> str:

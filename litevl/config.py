@@ -71,7 +71,9 @@ class Config:
         (), "private networks that pictures may be fetched from (none by default)", "CIDR,..."
     )
     # Server
-    host: str = option("127.0.0.1", "address to listen on; anything but loopback needs a key")
+    host: str = option(
+        "127.0.0.1", "address to listen on; anything but loopback needs a key", "ADDRESS"
+    )
     port: int = option(8000, "port to listen on")
     api_key: tuple[str, ...] = option((), "keys that may call (better: LITEVL_API_KEY)", "KEY,...")
     api_key_file: str | None = option(None, "file with one key a line", "FILE")
