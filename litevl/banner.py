@@ -4,9 +4,11 @@ Called by `cli.py`. Knows the config and the model card; knows no HTTP.
 """
 
 import base64
+import ipaddress
 import json
 import os
 import secrets
+import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ SAMPLE = Path(__file__).resolve().parent / "demo" / "sample.jpg"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The keys that may call, and the file that holds the first, if a file does."""
+    """The keys that may call, and the file that holds some of them, if there is one."""
 
     values: tuple[str, ...]
     file: Path | None = None
@@ -44,7 +46,7 @@ def load_keys(config: Config) -> Keys:
     if config.no_api_key:
         return Keys(values=())
     file = Path(config.api_key_file).expanduser() if config.api_key_file else None
-    values = config.api_key + (_read_or_make(file) if file else ())
+    values = (_read_or_make(file) if file else ()) + config.api_key
     if not values and not is_loopback(config.host):
         raise ConfigError(
             f"--host {config.host} is reachable from elsewhere and no key is set: give "
@@ -74,7 +76,10 @@ def write_private(file: Path, text: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def mask(key: str) -> str:
@@ -110,14 +115,18 @@ def _key_line(keys: Keys) -> str:
 def _curl(serving: Serving, card: ModelCard) -> list[str]:
     """A request about the sample picture, ready to paste into another terminal."""
     request = _state_folder() / f"sample-request-{serving.port}.json"
-    write_private(request, json.dumps(sample_request(card)))
+    try:
+        write_private(request, json.dumps(sample_request(card)))
+    except OSError as error:
+        return [f"  (no sample request to try: cannot write {request}: {error.strerror})"]
     address = f"http://{_local_host(serving.config.host)}:{serving.port}/v1/chat/completions"
     lines = ["  Try it in another terminal:", "", f"    curl {address} \\"]
     if serving.keys.file:
-        lines.append(f'      -H "Authorization: $(head -n 1 {serving.keys.file.absolute()})" \\')
+        file = shlex.quote(str(serving.keys.file.absolute()))
+        lines.append(f'      -H "Authorization: $(head -n 1 {file})" \\')
     elif serving.keys.values:
         lines.append('      -H "Authorization: $API_KEY" \\')
-    return [*lines, f"      -d @{request}"]
+    return [*lines, f"      -d @{shlex.quote(str(request))}"]
 
 
 def sample_request(card: ModelCard) -> dict[str, object]:

@@ -236,8 +236,8 @@ class _Loading(threading.Thread):
         except ConfigError as error:
             self._fail(str(error))
         except Exception as error:
-            # A failed start ends the process with one line, whatever it was.
-            logging.getLogger("litevl").debug("loading failed", exc_info=True)
+            # Our bug, or the machine's: the origin is worth more than one line.
+            logging.getLogger("litevl").exception("loading failed")
             self._fail(f"loading failed: {type(error).__name__}: {error}")
 
     def _fail(self, reason: str) -> None:
@@ -264,9 +264,10 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
     path = loader.resolve(config.model)
     model_config = loader.read_config(path)
     settings = loader.read_generation_settings(path, model_config, config.generation_config)
+    processor = Processor.load(path, model_config, config)  # small, so its faults show at once
     model = loader.load_model(path, config)
     plan = plan_for(model, config)
-    processor = Processor.load(path, model_config, config).with_max_model_len(plan.max_model_len)
+    processor = processor.with_max_model_len(plan.max_model_len)
     card = ModelCard(
         names=config.served_model_name or (_default_name(config.model),),
         created=int(time()),

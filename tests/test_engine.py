@@ -203,6 +203,20 @@ def test_an_engine_that_fails_step_after_step_dies_and_says_so() -> None:
         each.add(request("late"))
 
 
+def test_out_of_memory_is_told_as_such_and_never_ends_the_engine() -> None:
+    def exhaust(step: Step) -> None:
+        raise UnavailableError("Out of memory")
+
+    each, outbox = engine(ScriptedRunner(before=exhaust)), Outbox()
+    each.start(outbox.deliver)
+    for number in range(2 * MAX_FAILED_STEPS):
+        each.add(request(str(number)))
+        outbox.wait_for_end(str(number))
+        assert isinstance(outbox.of(str(number))[0].error, UnavailableError)
+    assert each.health() is Health.READY
+    each.stop()
+
+
 def test_stopping_ends_what_still_runs_with_an_error() -> None:
     running = threading.Event()
     each, outbox = engine(ScriptedRunner(before=lambda step: running.set())), Outbox()

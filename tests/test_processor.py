@@ -422,9 +422,8 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(rig: Rig) 
     exact = rig.load(Config(), max_model_len=len(prompt) + 1)
     assert len(exact.prepare([Message(role="user", parts=parts)], media)) == len(prompt)
     short = rig.load(Config(), max_model_len=len(prompt))
-    with pytest.raises(
-        ContextLengthError, match=f"needs {len(prompt)} tokens and {len(prompt) - 1}"
-    ):
+    numbers = f"needs at least {len(prompt)} and {len(prompt) - 1} fit"
+    with pytest.raises(ContextLengthError, match=numbers):
         short.prepare([Message(role="user", parts=parts)], media)
 
 
@@ -432,8 +431,20 @@ def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(
     _, media = ours(rig, [("user", (picture(1, 300, 300),))])
     pixelless = [replace(media[0], frames=np.zeros((0, 0, 0, 3), np.uint8))] * 500
     parts = tuple(MediaPart(i) for i in range(500))
-    with pytest.raises(ContextLengthError, match="500 pictures"):
+    with pytest.raises(ContextLengthError, match="for each would fit"):
         rig.processor.prepare([Message(role="user", parts=parts)], pixelless)
+
+
+def test_a_text_far_too_long_is_refused_before_it_is_tokenised(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokenise(*arguments: object) -> list[int]:
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(rig.processor._text, "encode", tokenise)
+    parts = (TextPart("a" * 10**6),)
+    with pytest.raises(ContextLengthError, match="maximum context length"):
+        rig.processor.prepare([Message(role="user", parts=parts)], [])
 
 
 def test_many_threads_prepare_at_once_and_agree(rig: Rig, clip_file: Path) -> None:

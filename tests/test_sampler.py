@@ -142,3 +142,30 @@ def test_uniform_numbers_are_fixed_by_seed_and_place() -> None:
 def test_a_seed_draws_another_token_at_another_place() -> None:
     one = sequence("a", temperature=5.0, seed=1)
     assert len(kept_tokens(one, torch.zeros(1, VOCABULARY))) > VOCABULARY // 2
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"top_p": 1e-9},
+        {"top_k": 10**9},
+        {"temperature": 1e-5},
+        {"temperature": 2.0, "frequency_penalty": 2.0, "presence_penalty": -2.0},
+    ],
+)
+def test_extreme_parameters_give_a_token(params: dict[str, Any]) -> None:
+    one = sequence("a", outputs=(3,), **({"temperature": 1.0} | params))
+    assert 0 <= int(sampler().sample(logits(1) * 50, [one])[0]) < VOCABULARY
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_a_poisoned_row_leaves_its_neighbours_alone(poison: float) -> None:
+    rows = logits(3)
+    batch = [sequence(str(i), i, temperature=1.0, seed=i) for i in range(3)]
+    clean = sampler().sample(rows, batch).tolist()
+    rows[1] = poison
+    spoilt = sampler().sample(rows, batch).tolist()
+    assert [spoilt[0], spoilt[2]] == [clean[0], clean[2]]
+    assert 0 <= spoilt[1] < VOCABULARY

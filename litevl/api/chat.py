@@ -7,17 +7,17 @@ way, an error or a client that hangs up closes the generators behind it: that fr
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.detokenizer import Detokenizer
-from litevl.api.json_body import JSONBody, parse_json
+from litevl.api.json_body import parse_json
 from litevl.api.middleware import add_answer_header, request_id, to_litevl_error
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest, StreamOptions
@@ -36,7 +36,9 @@ from litevl.api.service import Service
 from litevl.errors import ModelNotFoundError
 from litevl.sequence import FinishReason, ModelCard, Prompt, Sequence, StepOutput
 
-LARGE_BODY = 256 * 2**10  # bytes; parsing more would keep the event loop from other clients
+LARGE_BODY = 256 * 2**10  # bytes
+
+T = TypeVar("T")
 
 
 def find_model(card: ModelCard, name: str | None) -> str:
@@ -73,10 +75,11 @@ class ChatCompletions:
 
     async def _accept(self, backend: Backend, body: bytes, scope: Scope) -> Accepted:
         """Check the request, load its media and build its prompt."""
-        parsed = await _parse_body(body)
+        parsed = await _off_the_loop(len(body), partial(parse_json, body))
         if parsed.slips:
             add_answer_header(scope, "x-litevl-json-repaired", ", ".join(parsed.slips))
-        request = ChatCompletionRequest.parse(parsed.value)
+        parse = partial(ChatCompletionRequest.parse, parsed.value)
+        request = await _off_the_loop(len(body), parse)
         model = find_model(backend.card, request.model)
         media = await backend.media.load(request.media)
         prepare = partial(backend.preprocessor.prepare, request.messages, media)
@@ -114,8 +117,9 @@ class ChatCompletions:
                 await answer(scope, receive, send)
 
 
-async def _parse_body(body: bytes) -> JSONBody:
-    return await asyncio.to_thread(parse_json, body) if len(body) > LARGE_BODY else parse_json(body)
+async def _off_the_loop(size: int, parse: Callable[[], T]) -> T:
+    """Parse in a thread what is large: it would keep the loop from other clients."""
+    return await asyncio.to_thread(parse) if size > LARGE_BODY else parse()
 
 
 async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -178,7 +178,7 @@ FIELDS: Mapping[str, Reader] = {
     "temperature": Number(0, 2),
     "top_p": Number(0, 1, above=True),
     "top_k": Integer(-1, 2**31 - 1),
-    "repetition_penalty": Number(0, 100, above=True),
+    "repetition_penalty": Number(0.01, 100),
     "presence_penalty": Number(-2, 2),
     "frequency_penalty": Number(-2, 2),
     "seed": Integer(-(2**63), 2**64 - 1),

@@ -128,6 +128,8 @@ def _media(chunks: tuple[Chunk, ...], ends: Ints) -> tuple[Ints, tuple[MediaSpan
 
 
 def _spans(chunk: Chunk) -> Iterator[MediaSpan]:
+    if chunk.start >= len(chunk.sequence.prompt):
+        return
     for item in chunk.sequence.prompt.media:
         start, stop = np.searchsorted(item.token_indices, (chunk.start, chunk.end))
         if start < stop:

@@ -12,7 +12,13 @@ from collections import deque
 from typing import Protocol
 
 from litevl.engine.scheduler import Scheduler
-from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
+from litevl.errors import (
+    ContextLengthError,
+    InternalError,
+    LitevlError,
+    QueueFullError,
+    UnavailableError,
+)
 from litevl.sequence import Chunk, Deliver, FinishReason, Health, Sequence, Step, StepOutput
 
 logger = logging.getLogger("litevl.engine")
@@ -137,7 +143,7 @@ class Engine:
                 outputs = self.step()
                 if outputs:
                     self._deliver(outputs)
-                failed = any(output.error for output in outputs)
+                failed = any(isinstance(output.error, InternalError) for output in outputs)
                 failed_steps = failed_steps + 1 if failed else 0
                 if failed_steps == MAX_FAILED_STEPS:
                     logger.critical("%d steps failed in a row: the engine stops", failed_steps)
@@ -179,7 +185,8 @@ class Engine:
             logger.exception(
                 "a step of %d tokens failed: %s", step.num_tokens, type(error).__name__
             )
-            failure = InternalError("The model failed on this request.")
+            is_ours = not isinstance(error, LitevlError)
+            failure = InternalError("The model failed on this request.") if is_ours else error
             return [self._end(chunk.sequence, failure) for chunk in step.chunks]
         finally:
             self._step_began = None
@@ -217,11 +224,16 @@ class Engine:
 
     def _end(self, sequence: Sequence, error: Exception) -> StepOutput:
         self._forget(sequence)
-        return StepOutput(
-            request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=error
-        )
+        return _ended(sequence, error)
 
     def _fail_all(self, error: Exception) -> None:
         self._take_inbox()
-        if outputs := [self._end(sequence, error) for sequence in list(self._unfinished.values())]:
-            self._deliver(outputs)
+        left = list(self._unfinished.values())
+        # Told first: if the state is broken, freeing it may raise, and nobody may wait for ever.
+        self._deliver([_ended(sequence, error) for sequence in left])
+        for sequence in left:
+            self._forget(sequence)
+
+
+def _ended(sequence: Sequence, error: Exception) -> StepOutput:
+    return StepOutput(request_id=sequence.request_id, finish_reason=FinishReason.ERROR, error=error)

@@ -4,6 +4,7 @@ Called by `cli.py` once the weights are loaded. The arithmetic (`plan_kv`) knows
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -12,11 +13,11 @@ import torch
 from litevl.config import Config
 from litevl.engine.batch import pack
 from litevl.errors import ConfigError
-from litevl.models.qwen_vl import QwenVL
+from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
-MAX_PROFILED_TOKENS = 16384  # the largest picture that qwen-vl-utils makes
+
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
@@ -39,7 +40,7 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         model,
         utilization=config.gpu_memory_utilization,
         max_tokens=max_tokens,
-        max_media_tokens=min(MAX_PROFILED_TOKENS, (config.max_model_len or model_len) // 2),
+        max_media_tokens=min(ENCODE_TOKENS, (config.max_model_len or model_len) // 2),
         max_num_seqs=config.max_num_seqs,
     )
     plan = plan_kv(
@@ -94,7 +95,7 @@ def kv_budget(
 ) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
-        return int(psutil.virtual_memory().available) // CPU_SHARE
+        return _available() // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
     run_largest_step(
         model,
@@ -155,3 +156,14 @@ def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
 
 def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+def _available(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free host memory in bytes, or what the container's limit leaves of it."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except OSError:
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))

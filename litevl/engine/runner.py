@@ -12,6 +12,7 @@ from torch import Tensor
 from litevl.engine.batch import PackedBatch, pack
 from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.sampler import Sampler
+from litevl.errors import UnavailableError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import Step
@@ -39,9 +40,15 @@ class Runner:
         self._sampler = sampler
         self._encoder_cache = encoder_cache
 
-    @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
-        """Start a step's forward pass."""
+        """Start a step's forward pass; UnavailableError when the device is out of memory."""
+        try:
+            return self._launch(step)
+        except torch.OutOfMemoryError:
+            raise UnavailableError("Out of memory; try again, or send less.") from None
+
+    @torch.inference_mode()
+    def _launch(self, step: Step) -> Launched:
         self._encode(step)
         batch = pack(step, self._cache, self._model.backend, self._model.device)
         hidden = self._model.forward(

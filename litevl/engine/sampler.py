@@ -16,6 +16,7 @@ from torch import Tensor
 from litevl.models.qwen_vl import stage
 from litevl.sequence import Sequence
 
+LARGEST = 1e30  # stands for infinity, since infinities have no difference
 SORTED_PREFIX = 1024  # rows whose top_k is at most this need no full sort
 
 
@@ -64,6 +65,8 @@ class Sampler:
         params = [sequence.params for sequence in sequences]
         temperature = self._stage([each.temperature for each in params], np.float32)
         chosen = logits[self._stage(rows, np.int64)] / temperature[:, None]
+        # Whatever a model or a penalty made of a row, it may not spoil its neighbours' step.
+        chosen = chosen.nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
         widest = max(each.top_k or self._vocab_size for each in params)
         ranked, token_ids = chosen.topk(min(widest, self._vocab_size), dim=-1)
         top_k = self._stage([each.top_k or self._vocab_size for each in params], np.int64)

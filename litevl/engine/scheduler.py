@@ -63,9 +63,9 @@ class Scheduler:
         """Note that a chunk's keys and values are cached; media that lie behind it are let go."""
         sequence = chunk.sequence
         sequence.num_computed = chunk.end
-        self.encoder_cache.drop(
-            item for item in sequence.prompt.media if item.token_indices[-1] < chunk.end
-        )
+        if chunk.start < len(sequence.prompt):
+            media = sequence.prompt.media
+            self.encoder_cache.drop(item for item in media if item.token_indices[-1] < chunk.end)
 
     def _plan_decodes(self, plan: "_Plan") -> bool:
         """Plan one token for every sequence that generates; False when one had to be preempted."""
@@ -142,6 +142,8 @@ class _Plan:
             self._tokens -= length
 
     def _unencoded(self, sequence: Sequence) -> Iterable[MediaItem]:
+        if sequence.num_computed >= len(sequence.prompt):
+            return
         for item in sequence.prompt.media:
             if item.token_indices[-1] >= sequence.num_computed and item not in self._encoder_cache:
                 yield item

@@ -41,6 +41,16 @@ class KVCache:
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeGroup:
+    """G decode rows that attend in one call, padded to S, the longest of their contexts."""
+
+    rows: Tensor  # (G,) int64: their places in the batch
+    table: Tensor  # (G, blocks) int32
+    lens: Tensor  # (G, 1) int32: their contexts
+    mask: Tensor  # (G, S) bool: what each may see
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionBatch:
     """What attention must know of a step: B sequences, T new tokens, decodes first."""
@@ -67,11 +77,23 @@ class AttentionBatch:
         return F.pad(self.context_lens_on_device.cumsum(0, dtype=torch.int32), (1, 0))
 
     @cached_property
-    def decode_mask(self) -> Tensor:
-        """(B, 1, 1, longest context) bool: what each decode row may see. Built once a step."""
-        lens = self.context_lens_on_device[: self.num_decodes]
-        longest = max(self.context_lens[: self.num_decodes])
-        return (torch.arange(longest, device=lens.device) < lens[:, None])[:, None, None]
+    def decode_groups(self) -> tuple[DecodeGroup, ...]:
+        """The decode rows, in groups whose contexts differ by less than a factor of two: so
+        padding never costs more than the contexts themselves. Built once a step."""
+        rows_by_size: dict[int, list[int]] = {}
+        for row in range(self.num_decodes):
+            rows_by_size.setdefault(self.context_lens[row].bit_length(), []).append(row)
+        return tuple(self._decode_group(rows) for rows in rows_by_size.values())
+
+    def _decode_group(self, rows: list[int]) -> DecodeGroup:
+        index = torch.tensor(rows).to(self.slots.device, non_blocking=True)
+        lens = self.context_lens_on_device[index][:, None]
+        longest = max(self.context_lens[row] for row in rows)
+        place = torch.arange(longest, device=lens.device)
+        width = -(-longest // self.cache.block_size)
+        return DecodeGroup(
+            rows=index, table=self.block_table[index, :width], lens=lens, mask=place < lens
+        )
 
     @cached_property
     def chunk_masks(self) -> dict[int, Tensor]:
@@ -117,11 +139,11 @@ class SdpaPaged:
         window: int,
     ) -> Tensor:
         out = torch.empty_like(q)
-        decodes = batch.num_decodes
-        if decodes:
-            out[:decodes] = self._decode(q[:decodes], batch, layer, scale, window)
-        begin = decodes
-        for i in range(decodes, len(batch.query_lens)):
+        for group in batch.decode_groups:
+            decoded = self._decode(q[group.rows], group, batch.cache, layer, scale, window)
+            out.index_copy_(0, group.rows, decoded)
+        begin = batch.num_decodes
+        for i in range(begin, len(batch.query_lens)):
             end = begin + batch.query_lens[i]
             out[begin:end] = self._chunk(
                 q[begin:end], k[begin:end], v[begin:end], batch, i, layer, scale, window
@@ -130,18 +152,20 @@ class SdpaPaged:
         return out
 
     def _decode(
-        self, q: Tensor, batch: AttentionBatch, layer: int, scale: float, window: int
+        self, q: Tensor, group: DecodeGroup, cache: KVCache, layer: int, scale: float, window: int
     ) -> Tensor:
-        """All decode rows in one call, padded to the longest context."""
-        mask = batch.decode_mask
-        table = batch.block_table[: len(q)]
-        keys = _gather(batch.cache.keys[layer], table, mask.shape[-1])
-        values = _gather(batch.cache.values[layer], table, mask.shape[-1])
+        """The rows of a group in one call: q (G, heads, head_dim) -> the same shape."""
+        mask = group.mask
+        longest = mask.shape[1]
         if window:
-            oldest = batch.context_lens_on_device[: len(q), None] - window
-            mask = mask & (torch.arange(mask.shape[-1], device=q.device) >= oldest)[:, None, None]
+            mask = mask & (torch.arange(longest, device=q.device) >= group.lens - window)
         out = F.scaled_dot_product_attention(
-            q[:, :, None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+            q[:, :, None],
+            _gather(cache.keys[layer], group.table, longest),
+            _gather(cache.values[layer], group.table, longest),
+            attn_mask=mask[:, None, None],
+            scale=scale,
+            enable_gqa=True,
         )
         return out[:, :, 0]
 

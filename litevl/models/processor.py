@@ -127,7 +127,7 @@ class Processor:
         """
         order = [media[part.index] for part in _media_parts(messages)]
         sized = [self._size(each) for each in order]
-        self._check_length(0, sized)  # before the text is written out with every placeholder
+        self._check_length(self._text.least_tokens(messages), sized)  # before any slow work
         ids = self._text.encode(messages, media, lambda text: self._expand(text, sized))
         token_ids = np.array(ids, dtype=np.int64)
         places = self._places(token_ids, sized)
@@ -178,12 +178,15 @@ class Processor:
         limit = self._max_model_len - 1  # the answer needs one
         if text_tokens + media_tokens <= limit:
             return
-        message = f"the prompt needs {text_tokens + media_tokens} tokens and {limit} fit"
+        message = (
+            f"This model's maximum context length is {self._max_model_len} tokens: the prompt "
+            f"needs at least {text_tokens + media_tokens} and {limit} fit beside an answer."
+        )
         if sized:
             room = max(0, limit - text_tokens) // len(sized)
             message += (
-                f": {media_tokens} are for {len(sized)} pictures or clips, which may take {room}"
-                f" each (max_pixels {room * self._policy.factor**2} for a picture)"
+                f" Pictures and clips take {media_tokens} of them; {room} for each would fit"
+                f" (a picture: max_pixels {room * self._policy.factor**2})."
             )
         raise ContextLengthError(message, param="messages")
 

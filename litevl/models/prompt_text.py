@@ -37,6 +37,7 @@ class PromptText:
         alternatives = sorted(added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, alternatives)) or r"(?!)")
         self._bytes = _bytes_table(self._tokenizer)
+        self._longest = max(map(len, self._bytes))  # a character is a byte at least
 
     def encode(
         self, messages: Many[Message], media: Many[LoadedMedia], expand: Callable[[str], str]
@@ -55,6 +56,12 @@ class PromptText:
             tokenizer = self._plain_tokenizer if typed else self._tokenizer
             ids += tokenizer.encode(piece, add_special_tokens=False).ids
         return ids
+
+    def least_tokens(self, messages: Many[Message]) -> int:
+        """Fewer tokens than this cannot hold the messages' text; counted without tokenising."""
+        parts = (part for message in messages for part in message.parts)
+        length = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        return length // self._longest
 
     def count(self, text: str) -> int:
         """Tokens of a text without control tokens."""

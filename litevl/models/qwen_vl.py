@@ -6,7 +6,9 @@ the host, so that neither reads from the device. Called by `engine/runner.py`; m
 Knows tensors, no scheduler, no text.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -22,6 +24,8 @@ from transformers.vision_utils import (
 
 from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, use_batch
 from litevl.sequence import MediaItem
+
+ENCODE_TOKENS = 16384  # of one forward of the tower: the largest picture qwen-vl-utils makes
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL and QVQ",
@@ -78,14 +82,41 @@ class QwenVL:
 
     def encode(self, items: Many[MediaItem]) -> list[Tensor]:
         """Features of items, in order: (tokens, hidden * (1 + deepstack levels)) each."""
+        pieces = [piece for item in items for piece in self._slices(item)]
+        features = [self._encode(list(batch)) for batch in self._batches(pieces)]
+        return list(torch.cat(features).split([item.num_tokens for item in items]))
+
+    def _slices(self, item: MediaItem) -> Iterator[MediaItem]:
+        """A clip in pieces of time that are encoded one after the other: frames never attend to
+        one another, so the features are the same and the memory is bounded."""
+        time, height, width = item.grid
+        merge = self.config.vision_config.spatial_merge_size
+        most = max(1, ENCODE_TOKENS * merge**2 // (height * width))
+        for start in range(0, time, most):
+            rows = slice(start * height * width, (start + most) * height * width)
+            grid = (min(most, time - start), height, width)
+            yield replace(item, pixels=item.pixels[rows], grid=grid)
+
+    def _batches(self, items: Many[MediaItem]) -> Iterator[Many[MediaItem]]:
+        """Items in runs of a bounded size; one that is larger goes alone."""
+        most = ENCODE_TOKENS * self.config.vision_config.spatial_merge_size**2
+        batch: list[MediaItem] = []
+        for item in items:
+            if batch and sum(len(each.pixels) for each in (*batch, item)) > most:
+                yield batch
+                batch = []
+            batch.append(item)
+        yield batch
+
+    def _encode(self, items: Many[MediaItem]) -> Tensor:
+        """One forward of the tower: (tokens of all items, hidden * (1 + deepstack levels))."""
         grid = torch.tensor([item.grid for item in items])
         pixels = torch.cat([torch.from_numpy(item.pixels) for item in items])
         out = self._visual(
             stage(pixels, self.device).to(self.dtype), grid_thw=grid, **self._vision_inputs(grid)
         )
         levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or ())]
-        features = torch.cat(levels, dim=-1)
-        return list(features.split([item.num_tokens for item in items]))
+        return torch.cat(levels, dim=-1)
 
     def forward(
         self,
