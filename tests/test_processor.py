@@ -435,18 +435,6 @@ def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(
         rig.processor.prepare([Message(role="user", parts=parts)], pixelless)
 
 
-def test_a_text_far_too_long_is_refused_before_it_is_tokenised(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def tokenise(*arguments: object) -> list[int]:
-        raise AssertionError("tokenised")
-
-    monkeypatch.setattr(rig.processor._text, "encode", tokenise)
-    parts = (TextPart("a" * 10**6),)
-    with pytest.raises(ContextLengthError, match="maximum context length"):
-        rig.processor.prepare([Message(role="user", parts=parts)], [])
-
-
 def test_many_threads_prepare_at_once_and_agree(rig: Rig, clip_file: Path) -> None:
     turns = conversations(clip_file)["mixed"]
     alone, _ = ours(rig, turns)
