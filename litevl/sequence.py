@@ -108,7 +108,7 @@ class LoadedMedia:
     probe: Probe
     plan: MediaPlan
     frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
-    digest: bytes  # blake2b-128 of the original bytes, the plan and the kind
+    digest: bytes  # blake2b-128 of the original bytes, the plan, the kind and the options
     param: str
 
     @property

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import os
 import signal
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from litevl.config import Config
 from litevl.errors import InvalidValueError, LitevlError, MediaError, UnavailableError
-from litevl.media import decode, loader, sources
+from litevl.media import decode, fetch, loader, sources
 from litevl.media.loader import MediaLoader
 from litevl.sequence import LoadedMedia, MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
 from media_samples import (
@@ -178,6 +180,36 @@ async def test_pictures_share_one_budget_of_pixels(
     assert planner.batches == []
 
 
+async def test_all_files_of_a_request_share_one_budget_of_bytes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(data_url(png())) * 3 // 4
+    monkeypatch.setattr(sources, "MAX_REQUEST_BYTES", 3 * size)
+    assert len(await make().load(numbered(png(), png(), png()))) == 3
+    broken = reference(f"data:image/png;base64,{'!' * len(data_url(png()))}", param="x")
+    error = await error_of(make(), *numbered(png(), png(), png()), broken)
+    assert (error.code, error.param) == ("image_too_large", "x")
+    assert "MiB" in error.message
+
+
+async def test_fetched_files_count_as_they_come(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + clip())
+        writer.close()
+
+    monkeypatch.setattr(sources, "MAX_REQUEST_BYTES", 2 * len(clip()) + 1)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        loading = make(media_networks=("127.0.0.0/8",))
+        fetched = [reference(url, "video") for _ in range(3)]
+        assert len(await loading.load(fetched[:2])) == 2
+        error = await error_of(loading, reference(png()), *fetched[:2])
+        assert error.code == "video_too_large"
+
+
 async def test_a_long_file_is_refused_by_the_length_of_its_base64(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,3 +314,42 @@ async def test_many_pictures_load_with_few_children(make: Make) -> None:
     loaded = await loading.load(numbered(*(png(40 + i, 24) for i in range(64))))
     assert [each.probe.width for each in loaded] == [40 + i for i in range(64)]
     assert len(loading._workers.pids) <= 4
+
+
+async def test_names_without_an_answer_hold_up_nothing_but_lookups(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed, hanging, were_freed = threading.Event(), threading.Event(), []
+
+    def hang(*args: object, **keys: object) -> None:
+        hanging.set()
+        were_freed.append(freed.wait(5.0))
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    loading = make()
+    urls = [f"http://name{i}.example/" for i in range(2 * fetch.MAX_LOOKUPS)]
+    jobs = [asyncio.create_task(error_of(loading, reference(url))) for url in urls]
+    while not hanging.is_set():
+        await asyncio.sleep(0)
+    await asyncio.to_thread(freed.set)  # a thread of the loop, as the rest of the server uses them
+    assert {error.code for error in await asyncio.gather(*jobs)} == {"failed_to_download_image"}
+    assert were_freed == [True] * len(urls)
+
+
+async def test_closing_waits_for_no_lookup(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed, hanging = threading.Event(), threading.Event()
+
+    def hang(*args: object, **keys: object) -> None:
+        hanging.set()
+        freed.wait(5.0)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    loading = make()
+    job = asyncio.create_task(error_of(loading, reference("http://name.example/")))
+    await asyncio.to_thread(hanging.wait)
+    await loading.close()
+    assert not job.done()
+    freed.set()
+    assert (await job).code == "failed_to_download_image"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from litevl.errors import MediaError, UnavailableError
 from litevl.media import decode, workers
-from litevl.media.workers import Workers
+from litevl.media.loader import _together
+from litevl.media.workers import Item, Workers
 from media_samples import Pixels, clip, code_of, indices_shown, item, opened, png
 
 pytestmark = pytest.mark.anyio
@@ -172,6 +174,106 @@ async def test_cancelling_a_job_kills_its_child_and_frees_its_place(pool: Worker
     await opened(pool, item(png()))
 
 
+async def blocked(pool: Workers) -> None:
+    """Until the only child sends more than anybody takes, so that it can neither go on nor end."""
+    (child,) = pool._children
+    while "paused" not in repr(child._stdout):
+        await asyncio.sleep(0)
+
+
+async def decode_until(pool: Workers, data: Item, stop: asyncio.Event) -> None:
+    """A large clip whose first batch is looked at until `stop`, while the child sends the next."""
+
+    async def look(batch: Pixels) -> None:
+        await blocked(pool)
+        stop.set()
+        await asyncio.Event().wait()
+
+    await pool.decode(data, range(20), look)
+
+
+async def test_cancelling_while_the_child_sends_frees_its_place(pool: Workers) -> None:
+    data, sending = item(clip(frames=20, size=(1920, 1080))), asyncio.Event()
+    job = asyncio.create_task(decode_until(pool, data, sending))
+    await sending.wait()
+    (pid,) = pool.pids
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not is_running(pid)
+    await opened(pool, item(png()))
+
+
+async def test_cancelling_again_while_the_child_ends_leaves_nothing(pool: Workers) -> None:
+    data, sending = item(clip(frames=20, size=(1920, 1080))), asyncio.Event()
+    job = asyncio.create_task(decode_until(pool, data, sending))
+    await sending.wait()
+    (child,) = pool._children
+    job.cancel()
+    while child.ending is None:
+        await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    await opened(pool, item(png()))
+    await child.ending
+    assert len(pool.pids) == 1 and child not in pool._children
+
+
+async def test_a_failing_sibling_ends_a_child_that_sends(pool: Workers) -> None:
+    data, sending = item(clip(frames=20, size=(1920, 1080))), asyncio.Event()
+
+    async def work(is_clip: bool) -> None:
+        if is_clip:
+            await decode_until(pool, data, sending)
+        await sending.wait()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await _together(work, (True, False))
+    await opened(pool, item(png()))
+
+
+async def test_closing_ends_a_child_that_sends() -> None:
+    pool, sending = Workers(1), asyncio.Event()
+    data = item(clip(frames=20, size=(1920, 1080)))
+    job = asyncio.create_task(decode_until(pool, data, sending))
+    await sending.wait()
+    await pool.close()
+    assert not pool.pids
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_a_child_that_floods_its_pipe_is_replaced(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = decode.pack({"frames": 1, "height": 9, "width": 9}) + bytes(243)
+    liar = tmp_path / "liar.py"
+    liar.write_text(f"import os\nos.write(1, {frame!r})\nwhile True: os.write(1, bytes(2**20))\n")
+
+    async def look(batch: Pixels) -> None:
+        await blocked(pool)
+
+    data = item(png())
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "__file__", str(liar))
+        with pytest.raises(MediaError):
+            await pool.decode(data, (0, 0), look)
+    await opened(pool, item(png()))
+
+
+async def test_a_child_that_cannot_be_started_is_not_the_clients_fault(
+    pool: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(UnavailableError, match="try again"):
+            await opened(pool, item(png()))
+    await opened(pool, item(png()))
+
+
 async def test_the_children_are_few_and_used_again() -> None:
     pool = Workers(2)
     await asyncio.gather(*(opened(pool, item(png())) for _ in range(6)))
@@ -206,6 +308,28 @@ async def test_a_child_is_limited_in_memory_files_and_dumps(pool: Workers) -> No
     assert limits["Max file size"] == limits["Max core file size"] == "0"
     assert int(limits["Max open files"]) <= 64
     assert limits["Max cpu time"].isdecimal()
+
+
+STRICTER = """
+import resource, runpy
+for what, limit in ((resource.RLIMIT_NOFILE, 48), (resource.RLIMIT_CPU, 60)):
+    resource.setrlimit(what, (limit, limit))
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+async def test_an_operators_lower_limits_are_kept(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "stricter.py"
+    program.write_text(STRICTER.format(path=decode.__file__))
+    monkeypatch.setattr(decode, "__file__", str(program))
+    await opened(pool, item(png()))
+    (pid,) = pool.pids
+    with open(f"/proc/{pid}/limits") as file:
+        limits = {line[:25].strip(): line[25:].split()[:2] for line in file}
+    assert limits["Max open files"] == ["48", "48"]
+    assert limits["Max cpu time"] == ["60", "60"]
 
 
 PARENT = """

@@ -253,7 +253,14 @@ def serve(inp: BinaryIO, out: BinaryIO) -> None:
 
 def limit_cpu() -> None:
     used = int(sum(os.times()[:2]))
-    resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, resource.RLIM_INFINITY))
+    most = _allowed(resource.RLIMIT_CPU, used + CPU_SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _allowed(what: int, limit: int) -> int:
+    """`limit`, or the operator's own where that is lower: nobody may go beyond it."""
+    hard = resource.getrlimit(what)[1]
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
 def confine() -> None:
@@ -264,7 +271,8 @@ def confine() -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
     ):
-        resource.setrlimit(what, (limit, limit))
+        most = _allowed(what, limit)
+        resource.setrlimit(what, (most, most))
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
 
@@ -18,7 +19,7 @@ import httpx
 from litevl import __version__
 from litevl.config import IPNetwork
 from litevl.errors import MediaError
-from litevl.media.sources import HEAD, NOUN, check_size, empty_error, sniff
+from litevl.media.sources import HEAD, NOUN, ByteBudget, check_size, empty_error, sniff
 from litevl.sequence import MediaKind, MediaRef
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,6 +31,7 @@ SECONDS: Mapping[MediaKind, float] = {
 }  # for everything, redirects included
 MAX_REDIRECTS = 3
 MAX_URL = 8192
+MAX_LOOKUPS = 16  # at the same time; a name server that does not answer holds each for seconds
 
 # `ipaddress` takes these for global: protocol assignments, 6to4 relays, a cloud's host.
 _REFUSED_V4 = tuple(
@@ -137,10 +139,9 @@ def _parse_ip(text: str) -> IPAddress:
     return mapped or ip
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """The system's resolver: IP addresses of a name or literal, best first."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _look_up(host: str, port: int) -> list[str]:
+    """The system's resolver: IP addresses of a name or literal, best first. Blocks."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
 
@@ -160,28 +161,38 @@ class Fetcher:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._networks = tuple(networks)
-        self._resolve = resolver or resolve
+        self._resolve = resolver or self._look_up
+        # Not the loop's own threads: lookups that hang would stop all else that needs one.
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "litevl-dns")
         self._ssl = ssl_context or httpx.create_ssl_context(trust_env=False)
 
-    async def fetch(self, ref: MediaRef) -> bytes:
-        """The bytes behind an http(s) URL, within time and size.
+    def close(self) -> None:
+        """Start no other lookup, and wait for none."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def fetch(self, ref: MediaRef, budget: ByteBudget | None = None) -> bytes:
+        """The bytes behind an http(s) URL, within time, size and what the request may bring.
 
         `MediaError` invalid_*_url when the address is refused, failed_to_download_* when it gave
-        nothing usable, and those of `sniff` and `check_size` as soon as the first bytes tell.
+        nothing usable, and those of `sniff`, `check_size` and `budget` as soon as bytes tell.
         """
         try:
             async with asyncio.timeout(SECONDS[ref.declared]):
-                return await self._follow(ref)
+                return await self._follow(ref, budget or ByteBudget())
         except _RefusedError:
             raise _refused(ref) from None
         except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError):
             raise _failed(ref) from None
 
-    async def _follow(self, ref: MediaRef) -> bytes:
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _look_up, host, port)
+
+    async def _follow(self, ref: MediaRef, budget: ByteBudget) -> bytes:
         url = ref.url
         for _ in range(1 + MAX_REDIRECTS):
             address = parse_address(url)
-            answer = await self._get(address, await self._choose_ip(address), ref)
+            answer = await self._get(address, await self._choose_ip(address), ref, budget)
             if isinstance(answer, bytes):
                 return answer
             url = _join(address, answer.location)
@@ -205,7 +216,9 @@ class Fetcher:
             port in (80, 443) and is_public(ip)
         )
 
-    async def _get(self, address: Address, ip: IPAddress, ref: MediaRef) -> bytes | _Redirect:
+    async def _get(
+        self, address: Address, ip: IPAddress, ref: MediaRef, budget: ByteBudget
+    ) -> bytes | _Redirect:
         """One hop, by the bare transport: no cookies, proxies, redirects or log of addresses."""
         request = httpx.Request(
             "GET",
@@ -228,22 +241,22 @@ class Fetcher:
         async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
             response = await transport.handle_async_request(request)
             try:
-                return await _read(response, ref)
+                return await _read(response, ref, budget)
             finally:
                 await response.aclose()
 
 
-async def _read(response: httpx.Response, ref: MediaRef) -> bytes | _Redirect:
+async def _read(response: httpx.Response, ref: MediaRef, budget: ByteBudget) -> bytes | _Redirect:
     location = response.headers.get("location")
     if response.status_code in (301, 302, 303, 307, 308) and location:
         return _Redirect(location)
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if response.status_code != 200 or encoding != "identity":
         raise _FailedError
-    return await _read_body(response, ref)
+    return await _read_body(response, ref, budget)
 
 
-async def _read_body(response: httpx.Response, ref: MediaRef) -> bytes:
+async def _read_body(response: httpx.Response, ref: MediaRef, budget: ByteBudget) -> bytes:
     """All of the body, measured against the limit of what it shows itself to be."""
     body = bytearray()
     expected = response.headers.get("content-length", "")
@@ -252,6 +265,7 @@ async def _read_body(response: httpx.Response, ref: MediaRef) -> bytes:
     kind: MediaKind | None = None
     async for chunk in response.aiter_raw():
         body += chunk
+        budget.spend(len(chunk), kind or ref.declared, ref.param)
         if kind is None and len(body) >= HEAD:
             kind = sniff(bytes(body[:HEAD]), ref.param).kind
             check_size(size, kind, ref.param)

@@ -5,9 +5,12 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import TypeVar, get_args
 
@@ -15,9 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevl.config import Config
-from litevl.errors import MediaError
+from litevl.errors import MediaError, UnavailableError
 from litevl.media.fetch import Fetcher, Resolver
-from litevl.media.sources import NOUN, check_size, is_data_url, parse_data_url, sniff
+from litevl.media.sources import (
+    NOUN,
+    ByteBudget,
+    check_size,
+    is_data_url,
+    parse_data_url,
+    sniff,
+)
 from litevl.media.workers import Item, Workers
 from litevl.sequence import LoadedMedia, MediaKind, MediaPlan, MediaPlanner, MediaRef, Probe
 
@@ -48,22 +58,30 @@ class MediaLoader:
         self._limits = config.limit_mm_per_prompt
         self._fetcher = Fetcher(config.media_ip_networks, resolver=resolver)
         self._workers = Workers()
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
+        self._is_closed = False
 
     async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
         """Everything that one request refers to, in order; all of it or none.
 
         `MediaError`, or the planner's `InvalidValueError`, for the first item that fails; the
-        others are cancelled.
+        others are cancelled. `UnavailableError` once it is closed.
         """
+        if self._is_closed:
+            raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
-        probed = await _together(self._probe, refs)
+        budget = _spend_inline(refs)
+        probed = await _together(partial(self._probe, budget), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
         return await _together(self._decode, [(each, self._plan(each)) for each in probed])
 
     async def close(self) -> None:
-        """End the children."""
+        """End the children; nobody who is at work with one gets to the end of it."""
+        self._is_closed = True
         await self._workers.close()
+        self._fetcher.close()
+        self._threads.shutdown(wait=False)
 
     def _check_counts(self, items: Many[tuple[MediaKind, str]]) -> None:
         for kind in get_args(MediaKind):
@@ -77,19 +95,22 @@ class MediaLoader:
                     code=f"too_many_{kind}s",
                 )
 
-    async def _probe(self, ref: MediaRef) -> _Probed:
-        data = await self._read(ref)
+    async def _probe(self, budget: ByteBudget, ref: MediaRef) -> _Probed:
+        data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
         item = Item(data=data, sniffed=sniffed, param=ref.param)
         return _Probed(ref=ref, item=item, probe=await self._workers.probe(item))
 
-    async def _read(self, ref: MediaRef) -> bytes:
+    async def _read(self, ref: MediaRef, budget: ByteBudget) -> bytes:
         if not is_data_url(ref.url):
-            return await self._fetcher.fetch(ref)
+            return await self._fetcher.fetch(ref, budget)
         if len(ref.url) <= INLINE_BYTES:
             return parse_data_url(ref)
-        return await asyncio.to_thread(parse_data_url, ref)
+        return await self._in_thread(parse_data_url, ref)
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _plan(self, probed: _Probed) -> MediaPlan:
         return self._planner.plan(probed.probe, probed.ref.options, probed.ref.param)
@@ -102,7 +123,7 @@ class MediaLoader:
 
         async def keep(batch: NDArray[np.uint8]) -> None:
             nonlocal done
-            resized = await asyncio.to_thread(self._planner.resize, batch, kind, plan)
+            resized = await self._in_thread(self._planner.resize, batch, kind, plan)
             frames[done : done + len(batch)] = resized
             done += len(batch)
 
@@ -111,9 +132,18 @@ class MediaLoader:
             probe=probed.probe,
             plan=plan,
             frames=frames,
-            digest=await asyncio.to_thread(_digest, probed, plan),
+            digest=await self._in_thread(_digest, probed, plan),
             param=probed.ref.param,
         )
+
+
+def _spend_inline(refs: Iterable[MediaRef]) -> ByteBudget:
+    """The request's budget, less what its data: URLs hold by their length."""
+    budget = ByteBudget()
+    for ref in refs:
+        if is_data_url(ref.url):
+            budget.spend(len(ref.url) * 3 // 4, ref.declared, ref.param)
+    return budget
 
 
 def _check_pixels(probed: Iterable[_Probed]) -> None:

@@ -16,6 +16,7 @@ Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 
 NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
 MAX_BYTES: Mapping[MediaKind, int] = {"image": 20 * 2**20, "video": 64 * 2**20}
+MAX_REQUEST_BYTES = 256 * 2**20  # of all files of one request, as they come
 MAX_OPTION = 2**53  # beyond it an integer is not a float any more
 HEAD = 48  # bytes that are enough for `sniff`
 
@@ -257,6 +258,24 @@ def check_size(num_bytes: int, kind: MediaKind, param: str) -> None:
             param=param,
             code=f"{kind}_too_large",
         )
+
+
+class ByteBudget:
+    """What one request may still bring, all its files together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REQUEST_BYTES
+
+    def spend(self, num_bytes: int, kind: MediaKind, param: str) -> None:
+        """`MediaError` too_large for the file that goes beyond it."""
+        self._left -= num_bytes
+        if self._left < 0:
+            raise MediaError(
+                f"{param}: the {NOUN[kind]} takes the request beyond {MAX_REQUEST_BYTES >> 20} MiB:"
+                " send less",
+                param=param,
+                code=f"{kind}_too_large",
+            )
 
 
 def is_data_url(url: str) -> bool:

@@ -99,14 +99,19 @@ class Child:
         if process.stdin is None or process.stdout is None:
             raise _BrokenError
         self._stdin, self._stdout = process.stdin, process.stdout
+        self._reading = asyncio.Lock()  # a child may be ended while a job still listens to it
+        self.ending: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls) -> "Child":
-        """Run `decode.py` as a program by its path: nothing else of litevl is imported."""
+        """Run `decode.py` as a program by its path: nothing else of litevl is imported.
+
+        `UnavailableError` when the system has no process, memory or file descriptor for it.
+        """
         kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         command = (sys.executable, "-P", "-B", decode.__file__)
-        return cls(
-            await asyncio.create_subprocess_exec(
+        try:
+            process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=PIPE,
                 stdout=PIPE,
@@ -114,7 +119,9 @@ class Child:
                 env=kept | _SET_ENVIRONMENT,
                 limit=_CHUNK,
             )
-        )
+        except OSError:
+            raise UnavailableError("no decoder can be started at present: try again") from None
+        return cls(process)
 
     @property
     def is_alive(self) -> bool:
@@ -125,6 +132,10 @@ class Child:
         with suppress(ProcessLookupError):
             self.process.kill()
         self._stdin.close()
+        async with self._reading:
+            # `wait` waits for the end of the output too, which never comes while it is full.
+            while await self._stdout.read(_CHUNK):
+                pass
         await self.process.wait()
 
     async def send(self, header: Mapping[str, object], data: bytes) -> None:
@@ -135,11 +146,12 @@ class Child:
 
     async def receive(self) -> Mapping[str, Any]:
         """The next message's header; `_AnsweredError` if it says no."""
-        with _distrust():
-            length = struct.unpack(">I", await self._stdout.readexactly(4))[0]
-            if length > MAX_HEADER:
-                raise _BrokenError
-            header = json.loads(await self._stdout.readexactly(length))
+        async with self._reading:
+            with _distrust():
+                length = struct.unpack(">I", await self._stdout.readexactly(4))[0]
+                if length > MAX_HEADER:
+                    raise _BrokenError
+                header = json.loads(await self._stdout.readexactly(length))
         if not isinstance(header, dict):
             raise _BrokenError
         if "failed" in header or "refused" in header:
@@ -156,7 +168,8 @@ class Child:
             raise _BrokenError
         rest = frames.data.cast("B")
         while rest:
-            chunk = await self._stdout.read(min(len(rest), _CHUNK))
+            async with self._reading:
+                chunk = await self._stdout.read(min(len(rest), _CHUNK))
             if not chunk:
                 raise _BrokenError
             rest[: len(chunk)] = chunk
@@ -304,6 +317,11 @@ class Workers:
         return child
 
     async def _end(self, child: Child) -> None:
+        """Kill and reap, to the end even if whoever waits for it is cancelled."""
+        child.ending = child.ending or asyncio.create_task(self._reap(child))
+        await asyncio.shield(child.ending)
+
+    async def _reap(self, child: Child) -> None:
         await child.end()
         self._children.discard(child)
 
