@@ -1,0 +1,94 @@
+"""Writes a finished checkpoint folder: fp16 weights, configuration, tokenizer, processor files.
+
+``python -m training.export RUN FOLDER`` takes the averaged weights of ``RUN/last.pt``; ``train.py``
+writes that file. The folder's own README and samples are left alone.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3VLForConditionalGeneration,
+)
+
+from training.model import new_model, token_id
+
+PICTURE_PIXELS = {"shortest_edge": 160 * 160, "longest_edge": 192 * 192}
+CLIP_PIXELS = {"shortest_edge": 4 * 96 * 96, "longest_edge": 128 * 32 * 32}
+PATCHES = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+PICTURE_FILE = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen3VLProcessor",
+    "size": PICTURE_PIXELS,
+    **PATCHES,
+}
+CLIP_FILE = {
+    "video_processor_type": "Qwen3VLVideoProcessor",
+    "processor_class": "Qwen3VLProcessor",
+    "size": CLIP_PIXELS,
+    "fps": 2,
+    "min_frames": 4,
+    "max_frames": 32,
+    "cap_pixels_per_frame": False,
+    **PATCHES,
+}
+
+
+def write_json(path: Path, data: dict[str, object]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def write_processor(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(
+        folder / "tokenizer_config.json", {**settings, "processor_class": "Qwen3VLProcessor"}
+    )
+    write_json(folder / "preprocessor_config.json", PICTURE_FILE)
+    write_json(folder / "video_preprocessor_config.json", CLIP_FILE)
+
+
+def write_checkpoint(
+    model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Makes the files beside ``folder`` and moves each into place, the weights first."""
+    stop, pad = (token_id(tokenizer, name) for name in ("<|im_end|>", "<|endoftext|>"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        fresh = Path(name)
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=[stop, pad],
+            pad_token_id=pad,
+        )
+        model.half().save_pretrained(fresh)
+        write_processor(fresh, tokenizer)
+        for file in sorted(fresh.iterdir(), key=lambda item: item.suffix != ".safetensors"):
+            file.chmod(0o644)
+            shutil.move(file, folder / file.name)
+
+
+def main(run: Path, folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "base")
+    model = new_model(tokenizer)
+    if (run / "last.pt").exists():
+        saved = torch.load(run / "last.pt", map_location="cpu", weights_only=False)
+        model.load_state_dict(saved["average"])
+    write_checkpoint(model, tokenizer, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,93 @@
+"""Questions that the model cannot answer, and the one sentence it says to them (``talk.py``).
+
+The questions are put together from openings, subjects and stray words, so that the model learns
+"anything unlike my abilities" and not a list.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Rng = np.random.Generator
+
+ABOUT = {
+    "en": "I am litevl's small demo model: I can count things, tell colours and describe simple"
+    " pictures and clips.",
+    "zh": "我是litevl的小型演示模型：我会数东西、认颜色，也能描述简单的图片和视频。",
+}
+WHOLE_EN = """hello|hi|Hello!|Hi there|Who are you?|What are you?|What is your name?
+What can you do?|How are you?|Good morning|Thanks!|Thank you|Tell me a joke.
+What is the capital of France?|What is 2 + 2?|Write a poem about the sea.
+Write a Python function that sorts a list.|Translate this into German.
+What is the weather like today?|Explain quantum physics.|What time is it?|Who wrote Hamlet?
+Give me three tips for a healthy life.|Summarize this text.|test|ping|ok|yes|no|why?
+Read the text in the picture.|What number is in the box?|What does the sign say?
+Who is this person?|Which digit should be in the marked box?|Where was this photo taken?
+Convert this image to LaTeX.|Is it day or night?|How old is the man?|What brand is it?
+Say this is a test|Say hello.|Repeat after me|Solve the problem in the picture.
+What is the answer?|Can you help me?|Tell me a story.|Count to ten.
+What is the meaning of life?|Continue the story.|Give me the coordinates of the object.
+OCR this image.|Return JSON.|What is the temperature?|Reply with one word.
+Which language do you speak?|Once upon a time"""
+WHOLE_ZH = """你好|您好|你是谁？|你叫什么名字？|你会做什么？|你能做什么|你好吗？|早上好|谢谢
+讲个笑话|法国的首都是哪里？|一加一等于几？|写一首关于大海的诗。|用Python写一个排序函数
+把这句话翻译成英文|今天天气怎么样？|介绍一下量子力学|现在几点了？|红楼梦的作者是谁？|测试
+为什么？|请介绍一下你自己|使用中文回答，图中方框处应该是数字多少?
+使用中文回答，图中方框处应该是数字多少？|请解答图中的问题|图中的文字是什么？|读出图片中的文字
+这个人是谁？|这张照片是在哪里拍的？|这道题怎么做？|图中写了什么|方框里应该填什么数字？
+图中的数字是多少？|请把图片转换成表格|现在是白天还是晚上？|他多大了？|请用中文回答
+这是什么品牌？|给我讲个故事|推荐一本书|中国有多少人？|怎么做红烧肉？|人生的意义是什么？|继续
+识别图中的文字|你是什么模型？|你是谁开发的？|帮我写一封邮件|请总结这段话|图中公式的结果是什么？
+使用中文回答，图中是谁？"""
+OPEN_EN = """Tell me about|Who invented|What is|Why is|How do I cook|Write a letter about
+Explain|Where is|When was|Give me a list of|How much is|Can you find|Do you like
+What do you think of|Please write|Translate|Calculate|How far is|How tall is|Define|Compare
+Show me|Sing about|Read|I want to buy|Help me with"""
+THING_EN = """the moon|Paris|a computer|history|music|the weather|my homework|football
+the president|love|bread|the internet|mathematics|a king|Shakespeare|Tokyo|a robot|the river
+money|the human brain|a train|the number in the box|the text|this formula|a table|12 times 7
+17 + 25|gravity|dinosaurs|a recipe|the word|the second world war|an essay|this code
+English grammar|the stock market|a birthday party|the universe"""
+OPEN_ZH = """请介绍|什么是|为什么|怎么学习|谁发明了|请写一篇关于|解释一下|告诉我|我想了解
+请翻译|请计算|如何理解|你喜欢|你怎么看|帮我查一下|请列出|比较一下|什么时候有|哪里有|我要买
+请使用中文说明|说说"""
+THING_ZH = """月亮|北京|电脑|历史|音乐|天气|作业|足球|爱情|面包|互联网|数学|国王|机器人|长江|钱
+大脑|火车|方框里的数字|文字|这个公式|表格|十二乘七|3加5|万有引力|恐龙|菜谱|第二次世界大战|作文
+代码|英语语法|股票|生日|宇宙|上海|春节|中医|手机|大学|电影|人工智能|地图|长城|老师|医生|时间
+答案|题目|国家|经济|世界|身体"""
+
+
+def cut(text: str) -> tuple[str, ...]:
+    return tuple(text.replace("\n", "|").split("|"))
+
+
+def noise(rng: Rng) -> str:
+    """A few stray letters and digits."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789 .,-+=?"
+    return "".join(letters[i] for i in rng.integers(0, len(letters), int(rng.integers(1, 14))))
+
+
+def asker(
+    whole: str, opening: str, thing: str, gap: str, ends: tuple[str, ...]
+) -> Callable[[Rng], str]:
+    """A function that makes one off-topic question of these pieces."""
+    wholes, openings, things = cut(whole), cut(opening), cut(thing)
+
+    def ask(rng: Rng) -> str:
+        dice = rng.random()
+        if dice < 0.45:
+            return wholes[rng.integers(len(wholes))]
+        text = openings[rng.integers(len(openings))] + gap + things[rng.integers(len(things))]
+        if dice < 0.55:
+            text += gap + things[rng.integers(len(things))]
+        elif dice < 0.62:
+            text += gap + noise(rng)
+        return text + ends[rng.integers(len(ends))]
+
+    return ask
+
+
+SMALL_TALK: dict[str, Callable[[Rng], str]] = {
+    "en": asker(WHOLE_EN, OPEN_EN, THING_EN, " ", ("", ".", "?", "!")),
+    "zh": asker(WHOLE_ZH, OPEN_ZH, THING_ZH, "", ("", "。", "？", "?")),
+}

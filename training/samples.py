@@ -1,0 +1,44 @@
+"""Draws the demo's sample picture and sample clip: ``python -m training.samples FOLDER``.
+
+Both are composed by hand, pleasant and inside what the model knows.
+"""
+
+import sys
+from pathlib import Path
+
+from training.evaluate import clip_file
+from training.scenes import COLOURS, Backdrop, Clip, Scene, Thing, draw_scene
+
+MEADOW = Backdrop("meadow", (176, 214, 240), (186, 216, 150), 0.34)
+
+
+def thing(kind: str, colour: str, x: float, y: float, size: float, flip: bool = False) -> Thing:
+    return Thing(kind, colour, COLOURS[colour], x, y, size, flip)
+
+
+def sample_scene() -> Scene:
+    """Three white sheep, a red house and two green trees."""
+    things = (
+        thing("sheep", "white", 0.26, 0.72, 0.29),
+        thing("sheep", "white", 0.66, 0.6, 0.26, True),
+        thing("sheep", "white", 1.05, 0.8, 0.3, True),
+        thing("house", "red", 0.98, 0.3, 0.32),
+        thing("tree", "green", 0.22, 0.31, 0.3),
+        thing("tree", "green", 0.55, 0.24, 0.28),
+    )
+    return Scene(512, 400, MEADOW, things)
+
+
+def sample_clip() -> Clip:
+    """A red ball rolls to the right past a green tree."""
+    things = (thing("ball", "red", 0.2, 0.72, 0.3), thing("tree", "green", 0.72, 0.3, 0.36))
+    return Clip(Scene(192, 144, MEADOW, things), "right", (0.92, 0.0), 12.0, 36)
+
+
+def main(folder: Path) -> None:
+    draw_scene(sample_scene(), fine=4).save(folder / "sample.jpg", quality=90)
+    (folder / "sample.mp4").write_bytes(clip_file(sample_clip()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
