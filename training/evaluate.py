@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -178,10 +178,10 @@ CASES: dict[str, Callable[[Rng, str, str], Case]] = {
 }
 
 
-def cases(seed: int, count: int) -> Iterator[Case]:
+def cases(seed: int, count: int, only: Container[str] = CASES) -> Iterator[Case]:
     """``count`` cases an ability, half in each language (or one more in English)."""
     for row, (ability, make) in enumerate(CASES.items()):
-        for k in range(count):
+        for k in range(count if ability in only else 0):
             rng = np.random.default_rng([FIRST_SEED + seed, row, k])
             yield make(rng, ability, LANGS[k % 2])
 
