@@ -17,14 +17,12 @@ def thing(kind: str, colour: str, x: float, y: float, size: float, flip: bool = 
 
 
 def sample_scene() -> Scene:
-    """Three white sheep, a red house and two green trees."""
+    """Three white sheep and a green tree."""
     things = (
-        thing("sheep", "white", 0.26, 0.72, 0.29),
-        thing("sheep", "white", 0.66, 0.6, 0.26, True),
-        thing("sheep", "white", 1.05, 0.8, 0.3, True),
-        thing("house", "red", 0.98, 0.3, 0.32),
-        thing("tree", "green", 0.22, 0.31, 0.3),
-        thing("tree", "green", 0.55, 0.24, 0.28),
+        thing("sheep", "white", 0.27, 0.69, 0.32),
+        thing("sheep", "white", 0.69, 0.59, 0.3, True),
+        thing("sheep", "white", 1.05, 0.77, 0.32, True),
+        thing("tree", "green", 0.22, 0.31, 0.33),
     )
     return Scene(512, 400, MEADOW, things)
 
