@@ -6,6 +6,7 @@ the host, so that neither reads from the device. Called by `engine/runner.py`; m
 Knows tensors, no scheduler, no text.
 """
 
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
@@ -67,10 +68,7 @@ class QwenVL:
         """A zeroed paged cache (zeros, since some kernels let NaN leak out of unused slots)."""
         shape = (num_blocks, self.backend.block_size, *self._kv_shape)
         keys, values = (
-            tuple(
-                torch.zeros(shape, dtype=self.dtype, device=self.device)
-                for _ in range(self._num_layers)
-            )
+            tuple(_zeros(shape, self.dtype, self.device) for _ in range(self._num_layers))
             for _ in range(2)
         )
         return KVCache(keys, values)
@@ -183,6 +181,14 @@ class QwenVL:
             tensors |= {"window_index": index, "cu_window_seqlens": cu_window}
             inputs["max_window_seqlen"] = int(cu_window.diff().max())
         return inputs | {name: stage(tensor, self.device) for name, tensor in tensors.items()}
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that cost the host no memory before they are written: numpy's, unlike torch's."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    empty = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(empty).view(dtype).view(shape)
 
 
 def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
