@@ -294,6 +294,7 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
     from litevl.engine.blocks import BlockPool
     from litevl.engine.encoder_cache import EncoderCache
     from litevl.engine.engine import Engine
+    from litevl.engine.memory import batched_tokens
     from litevl.engine.runner import Runner
     from litevl.engine.sampler import Sampler
     from litevl.engine.scheduler import Scheduler
@@ -303,7 +304,7 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
         BlockPool(plan.num_blocks, model.backend.block_size),
         encoder_cache,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=plan.max_num_batched_tokens,
+        max_num_batched_tokens=batched_tokens(model, config),
     )
     sampler = Sampler(model.vocab_size, config.max_num_seqs, model.device)
     runner = Runner(model, model.new_cache(plan.num_blocks), sampler, encoder_cache)

@@ -76,7 +76,9 @@ class Config:
     )
     port: int = option(8000, "port to listen on")
     api_key: tuple[str, ...] = option((), "keys that may call (better: LITEVL_API_KEY)", "KEY,...")
-    api_key_file: str | None = option(None, "file with one key a line", "FILE")
+    api_key_file: str | None = option(
+        None, "file with one key a line, made with a fresh key if missing", "FILE"
+    )
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
 

@@ -203,7 +203,6 @@ class ModelCard:
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
-    ABORT = "abort"  # never on the wire
     ERROR = "error"  # never on the wire
 
 

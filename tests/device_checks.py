@@ -25,6 +25,7 @@ from litevl.models.attention import (
     AttentionBackend,
     AttentionBatch,
     KVCache,
+    LayerCall,
     SdpaPaged,
 )
 from litevl.models.qwen_vl import QwenVL
@@ -84,7 +85,10 @@ def check_paged_attention(
     queries, pairs = ([each.to(device, dtype) for each in group] for group in (queries, pairs))
     new = torch.cat([p[:, -n:] for p, n in zip(pairs, case.query_lens, strict=True)], dim=1)
     batch = _paged_batch(case, pairs, backend)
-    out = backend.attend(torch.cat(queries), new[0], new[1], batch, 0, case.scale, case.window)
+    call = LayerCall(
+        q=torch.cat(queries), k=new[0], v=new[1], layer=0, scale=case.scale, window=case.window
+    )
+    out = backend.attend(call, batch)
     rows = list(zip(queries, pairs, strict=True))
     plain = torch.cat([_plain(case, q, pair) for q, pair in rows])
     wide = torch.float64 if dtype == torch.float32 else torch.float32

@@ -1,6 +1,6 @@
 """What the HTTP side needs of the rest, as Protocols: a fake engine can stand behind all of it.
 
-Implemented by `engine/engine.py` and composed in `cli.py`; used by `app.py` and `chat.py`.
+Implemented by `engine/engine.py` and composed in `cli.py`; used by `service.py` and `chat.py`.
 """
 
 from collections.abc import Sequence as Many

@@ -3,7 +3,7 @@
 Called by `cli.py` once the weights are loaded. The arithmetic (`plan_kv`) knows no device.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
-
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
@@ -28,22 +27,19 @@ class KVPlan:
     num_blocks: int
     max_model_len: int
     num_bytes: int
-    max_num_batched_tokens: int = 0
 
 
 def plan_for(model: QwenVL, config: Config) -> KVPlan:
     """The plan for a loaded model on its device, within the operator's settings."""
-    default = DEFAULT_BATCHED_TOKENS[model.device.type]
-    max_tokens = config.max_num_batched_tokens or default
     model_len = int(model.config.text_config.max_position_embeddings)
     budget = kv_budget(
         model,
         utilization=config.gpu_memory_utilization,
-        max_tokens=max_tokens,
+        max_tokens=batched_tokens(model, config),
         max_media_tokens=min(ENCODE_TOKENS, (config.max_model_len or model_len) // 2),
         max_num_seqs=config.max_num_seqs,
     )
-    plan = plan_kv(
+    return plan_kv(
         budget=budget,
         bytes_per_block=model.kv_bytes_per_block(),
         block_size=model.backend.block_size,
@@ -52,7 +48,11 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         asked_blocks=config.num_blocks,
         max_num_seqs=config.max_num_seqs,
     )
-    return replace(plan, max_num_batched_tokens=max_tokens)
+
+
+def batched_tokens(model: QwenVL, config: Config) -> int:
+    """Tokens computed in one step: as the operator says, or what suits the device."""
+    return config.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[model.device.type]
 
 
 def plan_kv(

@@ -105,21 +105,24 @@ class AttentionBatch:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCall:
+    """What one layer asks of attention for T new tokens, after rotation."""
+
+    q: Tensor  # (T, heads, head_dim), contiguous
+    k: Tensor  # (T, kv_heads, head_dim)
+    v: Tensor  # (T, kv_heads, head_dim)
+    layer: int
+    scale: float
+    window: int = 0  # tokens that can be seen, the newest included; 0: all
+
+
 class AttentionBackend(Protocol):
-    """How one layer attends: q (T, heads, head_dim) against the cache; returns the shape of q."""
+    """How one layer attends to the cache; returns the shape of q."""
 
     block_size: int
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        batch: AttentionBatch,
-        layer: int,
-        scale: float,
-        window: int,
-    ) -> Tensor: ...
+    def attend(self, call: LayerCall, batch: AttentionBatch) -> Tensor: ...
 
 
 class SdpaPaged:
@@ -128,75 +131,53 @@ class SdpaPaged:
     def __init__(self, block_size: int = 16) -> None:
         self.block_size = block_size
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        batch: AttentionBatch,
-        layer: int,
-        scale: float,
-        window: int,
-    ) -> Tensor:
-        out = torch.empty_like(q)
+    def attend(self, call: LayerCall, batch: AttentionBatch) -> Tensor:
+        out = torch.empty_like(call.q)
         for group in batch.decode_groups:
-            decoded = self._decode(q[group.rows], group, batch.cache, layer, scale, window)
-            out.index_copy_(0, group.rows, decoded)
+            out.index_copy_(0, group.rows, self._decode(call, group, batch.cache))
         begin = batch.num_decodes
-        for i in range(begin, len(batch.query_lens)):
-            end = begin + batch.query_lens[i]
-            out[begin:end] = self._chunk(
-                q[begin:end], k[begin:end], v[begin:end], batch, i, layer, scale, window
-            )
+        for row in range(begin, len(batch.query_lens)):
+            end = begin + batch.query_lens[row]
+            out[begin:end] = self._chunk(call, slice(begin, end), row, batch)
             begin = end
         return out
 
-    def _decode(
-        self, q: Tensor, group: DecodeGroup, cache: KVCache, layer: int, scale: float, window: int
-    ) -> Tensor:
-        """The rows of a group in one call: q (G, heads, head_dim) -> the same shape."""
+    def _decode(self, call: LayerCall, group: DecodeGroup, cache: KVCache) -> Tensor:
+        """The rows of a group in one call: (G, heads, head_dim)."""
         mask = group.mask
         longest = mask.shape[1]
-        if window:
-            mask = mask & (torch.arange(longest, device=q.device) >= group.lens - window)
+        if call.window:
+            place = torch.arange(longest, device=mask.device)
+            mask = mask & (place >= group.lens - call.window)
         out = F.scaled_dot_product_attention(
-            q[:, :, None],
-            _gather(cache.keys[layer], group.table, longest),
-            _gather(cache.values[layer], group.table, longest),
+            call.q[group.rows][:, :, None],
+            _gather(cache.keys[call.layer], group.table, longest),
+            _gather(cache.values[call.layer], group.table, longest),
             attn_mask=mask[:, None, None],
-            scale=scale,
+            scale=call.scale,
             enable_gqa=True,
         )
         return out[:, :, 0]
 
-    def _chunk(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        batch: AttentionBatch,
-        row: int,
-        layer: int,
-        scale: float,
-        window: int,
-    ) -> Tensor:
+    def _chunk(self, call: LayerCall, new: slice, row: int, batch: AttentionBatch) -> Tensor:
         """One sequence's chunk of a prompt: fresh keys alone, or all that the cache has of it."""
+        q, total = call.q[new], batch.context_lens[row]
         mask = batch.chunk_masks.get(row)
-        if mask is None and not window:
-            keys, values = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+        if mask is None:
+            keys, values = (each[new].transpose(0, 1)[None] for each in (call.k, call.v))
         else:
-            table, total = batch.block_table[row : row + 1], batch.context_lens[row]
-            keys = _gather(batch.cache.keys[layer], table, total)
-            values = _gather(batch.cache.values[layer], table, total)
-        if window:
-            mask = _windowed(mask, len(q), batch.context_lens[row], window, q.device)
+            table = batch.block_table[row : row + 1]
+            keys = _gather(batch.cache.keys[call.layer], table, total)
+            values = _gather(batch.cache.values[call.layer], table, total)
+        if call.window:
+            mask = _windowed(mask, len(q), total, call.window, q.device)
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             keys,
             values,
             attn_mask=mask,
             is_causal=mask is None,
-            scale=scale,
+            scale=call.scale,
             enable_gqa=True,
         )
         return out[0].transpose(0, 1)
@@ -219,26 +200,17 @@ class VarlenPaged:
 
     block_size = 256  # the kernel wants pages divisible by 256
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        batch: AttentionBatch,
-        layer: int,
-        scale: float,
-        window: int,
-    ) -> Tensor:
+    def attend(self, call: LayerCall, batch: AttentionBatch) -> Tensor:
         out = varlen_attn(
-            q,
-            batch.cache.keys[layer],
-            batch.cache.values[layer],
+            call.q,
+            batch.cache.keys[call.layer],
+            batch.cache.values[call.layer],
             batch.cu_seqlens,
             batch.cu_context_lens,
             max(batch.query_lens),
             max(batch.context_lens),
-            scale=scale,
-            window_size=(window - 1 if window else -1, 0),
+            scale=call.scale,
+            window_size=(call.window - 1 if call.window else -1, 0),
             enable_gqa=True,
             seqused_k=batch.context_lens_on_device,
             block_table=batch.block_table,
@@ -286,7 +258,10 @@ def paged_attention(
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     batch.cache.write(layer, batch.slots, k, v)
-    out = batch.backend.attend(q.contiguous(), k, v, batch, layer, scaling, sliding_window or 0)
+    call = LayerCall(
+        q=q.contiguous(), k=k, v=v, layer=layer, scale=scaling, window=sliding_window or 0
+    )
+    out = batch.backend.attend(call, batch)
     return out[None], None
 
 
