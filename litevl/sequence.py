@@ -161,11 +161,15 @@ class SamplingParams:
     temperature: float = 1.0  # below 1e-5: greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: all
+    min_p: float = 0.0  # of the likeliest token's probability, at least
     repetition_penalty: float = 1.0  # over prompt and output
     presence_penalty: float = 0.0  # over output
     frequency_penalty: float = 0.0  # over output
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
     seed: int = 0  # drawn by the api when the client gave none
-    stop_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()  # the model's own among them, unless ignored
+    min_tokens: int = 0  # no stop token before so many
+    logprobs: int | None = None  # how many likeliest tokens to tell beside the chosen one's
 
     @property
     def is_greedy(self) -> bool:
@@ -197,6 +201,35 @@ class ModelCard:
     defaults: SamplingDefaults
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities under the model's raw logits."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), likeliest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """What the sampler made of one row of logits."""
+
+    token_id: int
+    is_valid: bool = True  # False: the row held NaN, and the token means nothing
+    logprobs: TokenLogprobs | None = None  # when asked for
+
+
+class TokenMask(Protocol):
+    """What a grammar allows next. Used by the engine thread alone."""
+
+    def fill(self, bitmask: NDArray[np.int32]) -> None:
+        """Set the bits of the allowed tokens: token t is bit t % 32 of word t // 32, (words,)."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Move on: this token was chosen."""
+        ...
+
+
 # Sequences -------------------------------------------------------------------------------------
 
 
@@ -219,6 +252,8 @@ class Sequence:
     request_id: str
     prompt: Prompt
     params: SamplingParams
+    scope: bytes = b""  # whose caches it may share: one API key's
+    mask: TokenMask | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
     blocks: list[int] = field(default_factory=list)
@@ -240,6 +275,8 @@ class StepOutput:
 
     request_id: str
     token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # set when finish_reason is ERROR
 
