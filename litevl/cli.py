@@ -299,7 +299,7 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
     from litevl.engine.sampler import Sampler
     from litevl.engine.scheduler import Scheduler
 
-    encoder_cache: EncoderCache[Any] = EncoderCache()
+    encoder_cache: EncoderCache[Any] = EncoderCache(plan.encoder_bytes)
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, model.backend.block_size),
         encoder_cache,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MediaKind = Literal["image", "video"]
+MediaKey = tuple[bytes, bytes]  # scope and digest: what may share features
 
 
 # What a client asked ---------------------------------------------------------------------------
@@ -256,7 +257,9 @@ class Sequence:
     mask: TokenMask | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_cached: int | None = None  # of the prompt, found in the prefix cache when it first ran
     blocks: list[int] = field(default_factory=list)
+    held_media: list[MediaItem] = field(default_factory=list)  # whose features it holds
     row: int = -1  # slot in the sampler's per-row state while running
     status: SequenceStatus = SequenceStatus.WAITING
 
@@ -267,6 +270,10 @@ class Sequence:
     def num_remaining(self) -> int:
         """Tokens known but not yet computed: the rest of the prompt, or the newest token."""
         return len(self) - self.num_computed
+
+    def media_key(self, item: MediaItem) -> MediaKey:
+        """The name of an item's features in the encoder cache."""
+        return (self.scope, item.digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,11 +310,19 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Encode:
+    """One item for the vision tower, and the name of its features."""
+
+    key: MediaKey
+    item: MediaItem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What one forward pass computes: pure data, no tensors."""
 
     chunks: tuple[Chunk, ...]  # decodes first
-    encode: tuple[MediaItem, ...] = ()  # items the vision tower must see first
+    encode: tuple[Encode, ...] = ()  # what the vision tower must see first
 
     @property
     def num_tokens(self) -> int:

@@ -12,7 +12,16 @@ from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import MAX_FAILED_STEPS, Engine
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
-from litevl.sequence import FinishReason, Health, Prompt, SamplingParams, Sequence, Step, StepOutput
+from litevl.sequence import (
+    FinishReason,
+    Health,
+    Prompt,
+    SampledToken,
+    SamplingParams,
+    Sequence,
+    Step,
+    StepOutput,
+)
 
 EOS = 99
 TIMEOUT_S = 20.0  # a hang fails the test; nothing here takes long
@@ -22,8 +31,8 @@ TIMEOUT_S = 20.0  # a hang fails the test; nothing here takes long
 class Tokens:
     ids: list[int]
 
-    def wait(self) -> list[int]:
-        return self.ids
+    def wait(self) -> list[SampledToken]:
+        return [SampledToken(token_id=i) for i in self.ids]
 
 
 @dataclass

@@ -1,10 +1,12 @@
-"""The scheduler's promises, driven by hypothesis: nothing leaks, nothing starves, budgets hold."""
+"""The scheduler's promises one by one; `test_scheduler_machine.py` drives them all at once."""
+
+import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from litevl.engine.blocks import BlockPool
 from litevl.engine.encoder_cache import EncoderCache
@@ -17,21 +19,26 @@ BLOCKS, BLOCK_SIZE, MAX_SEQS, MAX_TOKENS, MAX_ENCODER = 12, 4, 3, 10, 8
 def media_item(start: int, length: int) -> MediaItem:
     return MediaItem(
         kind="image",
-        digest=b"",
+        digest=uuid.uuid4().bytes,
         token_indices=np.arange(start, start + length),
         pixels=np.zeros((0, 0), dtype=np.float32),
         grid=(1, 2, 2 * length),
     )
 
 
-def sequence(name: str, length: int, *media: tuple[int, int]) -> Sequence:
+def sequence(
+    name: str, length: int, *media: tuple[int, int], text: str | None = None, scope: bytes = b""
+) -> Sequence:
+    """A sequence whose prompt is its own, unless `text` names one to share."""
+    rng = np.random.default_rng(list((text or name).encode()))
     prompt = Prompt(
-        token_ids=np.zeros(length, dtype=np.int64),
+        token_ids=rng.integers(0, 10**9, length),
         positions=np.zeros((3, length), dtype=np.int64),
         position_delta=0,
         media=tuple(media_item(*each) for each in media),
     )
-    return Sequence(request_id=name, prompt=prompt, params=SamplingParams(max_tokens=1000))
+    params = SamplingParams(max_tokens=1000)
+    return Sequence(request_id=name, prompt=prompt, params=params, scope=scope)
 
 
 def scheduler(num_blocks: int = BLOCKS, **changes: int) -> Scheduler:
@@ -45,84 +52,19 @@ def scheduler(num_blocks: int = BLOCKS, **changes: int) -> Scheduler:
 
 def run(each: Scheduler, step: Step) -> None:
     """What the engine does with a step: encode, compute, append a token where one was sampled."""
-    for item in step.encode:
-        each.encoder_cache.put(item, "features")
+    for encode in step.encode:
+        each.encoder_cache.put(encode.key, "features", encode.item.num_tokens)
     for chunk in step.chunks:
         for item in chunk.sequence.prompt.media:
             touches = item.token_indices[0] < chunk.end and item.token_indices[-1] >= chunk.start
-            assert not touches or item in each.encoder_cache, "a chunk runs without its features"
+            assert not touches or chunk.sequence.media_key(item) in each.encoder_cache, (
+                "a chunk runs without its features"
+            )
     sampled = [chunk.sequence for chunk in step.chunks if chunk.is_last]
     for chunk in step.chunks:
         each.complete(chunk)
     for one in sampled:
         one.output_token_ids.append(0)
-
-
-class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of add, step, finish and abort keeps the invariants; at idle all is free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = scheduler()
-        self.alive: list[Sequence] = []
-        self.count = 0
-
-    @rule(
-        length=st.integers(1, BLOCKS * BLOCK_SIZE - 1),
-        start=st.integers(0, 20),
-        size=st.integers(1, 20),
-    )
-    def add(self, length: int, start: int, size: int) -> None:
-        media = [(start, size)] if start + size < length else []
-        self.count += 1
-        new = sequence(str(self.count), length, *media)
-        self.scheduler.add(new)
-        self.alive.append(new)
-
-    @rule()
-    @precondition(lambda self: self.alive)
-    def step(self) -> None:
-        step = self.scheduler.schedule()
-        assert step is not None, "there is work, yet nothing runs"
-        assert 0 < step.num_tokens <= MAX_TOKENS
-        cost = sum(item.num_tokens for item in step.encode)
-        assert cost <= MAX_ENCODER or len(step.encode) == 1
-        run(self.scheduler, step)
-        for full in [one for one in self.alive if len(one) == BLOCKS * BLOCK_SIZE]:
-            self.end(full)
-
-    @rule(data=st.data())
-    @precondition(lambda self: self.alive)
-    def abort(self, data: st.DataObject) -> None:
-        self.end(data.draw(st.sampled_from(self.alive)))
-
-    def end(self, one: Sequence) -> None:
-        self.scheduler.finish(one)
-        self.scheduler.finish(one)
-        self.alive.remove(one)
-
-    @invariant()
-    def every_block_is_held_once(self) -> None:
-        held = [block for one in self.scheduler.running for block in one.blocks]
-        assert len(held) == len(set(held))
-        assert len(held) + self.scheduler.pool.num_free == BLOCKS
-
-    @invariant()
-    def every_sequence_is_in_one_state(self) -> None:
-        running, waiting = self.scheduler.running, list(self.scheduler.waiting)
-        assert sorted(map(id, running + waiting)) == sorted(map(id, self.alive))
-        assert all(one.status is SequenceStatus.RUNNING and one.row >= 0 for one in running)
-        assert all(one.status is SequenceStatus.WAITING and not one.blocks for one in waiting)
-        assert len({one.row for one in running}) == len(running) <= MAX_SEQS
-
-    @invariant()
-    def idle_means_free(self) -> None:
-        if not self.alive:
-            assert self.scheduler.pool.num_free == BLOCKS
-            assert len(self.scheduler.encoder_cache) == 0
-
-
-TestSchedulerMachine = SchedulerMachine.TestCase
 
 
 def test_decodes_come_first_and_share_a_step_with_a_chunk_of_a_prompt() -> None:
@@ -151,7 +93,7 @@ def test_a_picture_larger_than_both_budgets_still_runs_alone_and_in_chunks() -> 
         encoded.append(len(step.encode))
         run(each, step)
     assert encoded == [1, 0, 0, 0, 0, 0]
-    assert len(each.encoder_cache) == 0, "features outlive the picture"
+    assert each.encoder_cache.num_held == 0, "features are held beyond the picture"
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=6), wanted=st.integers(1, 8))
@@ -183,8 +125,8 @@ def test_the_newest_sequence_is_preempted_and_keeps_its_tokens() -> None:
     assert (old.status, new.status) == (SequenceStatus.RUNNING, SequenceStatus.WAITING)
     assert new.num_computed == 0 and new.output_token_ids
     each.finish(old)
-    step = one_step(each)
-    assert step.chunks[0].sequence is new and step.chunks[0].length == len(new)
+    (chunk,) = one_step(each).chunks
+    assert chunk.sequence is new and chunk.end == len(new)
 
 
 def test_a_block_freed_twice_is_noticed() -> None:
@@ -199,3 +141,130 @@ def one_step(each: Scheduler) -> Step:
     step = each.schedule()
     assert step is not None
     return step
+
+
+def finished(each: Scheduler, one: Sequence) -> Sequence:
+    """Run one sequence to its first token and finish it."""
+    each.add(one)
+    while not one.output_token_ids:
+        run(each, one_step(each))
+    each.finish(one)
+    return one
+
+
+def test_a_prompt_seen_before_is_computed_from_its_last_block_on_and_never_not_at_all() -> None:
+    each = scheduler(100)
+    finished(each, sequence("first", 8, text="same"))
+    again = finished(each, sequence("again", 8, text="same"))
+    assert again.num_cached == 4, "the block of the last token must run"
+    longer = finished(each, sequence("longer", 9, text="same"))
+    assert longer.num_cached == 8
+
+
+def test_generated_tokens_are_shared_with_the_next_turn() -> None:
+    each = scheduler(100)
+    first = sequence("first", 6)
+    each.add(first)
+    while len(first) < 9:
+        run(each, one_step(each))
+    each.finish(first)
+    ids = np.concatenate([first.prompt.token_ids, first.output_token_ids, [7, 7, 7, 7]])
+    turn = sequence("turn", len(ids))
+    turn.prompt = replace(turn.prompt, token_ids=ids)
+    assert finished(each, turn).num_cached == 8
+
+
+def test_no_other_scope_and_no_other_picture_shares_a_block() -> None:
+    each = scheduler(100, max_num_batched_tokens=40)
+    first = finished(each, sequence("first", 20, (4, 8), text="same", scope=b"one"))
+    other_scope = sequence("second", 20, text="same", scope=b"two")
+    other_scope.prompt = first.prompt
+    assert finished(each, other_scope).num_cached == 0
+    other_picture = sequence("third", 20, (4, 8), text="same", scope=b"one")
+    assert finished(each, other_picture).num_cached == 4, "only what lies before the picture"
+    same = sequence("fourth", 20, text="same", scope=b"one")
+    same.prompt = first.prompt
+    assert finished(each, same).num_cached == 16
+
+
+def test_many_answers_to_one_prompt_compute_it_once() -> None:
+    each = scheduler(100, max_num_seqs=8, max_num_batched_tokens=40)
+    forks = [sequence(str(i), 30, text="same") for i in range(5)]
+    for fork in forks:
+        each.add(fork)
+    step = one_step(each)
+    assert [chunk.sequence for chunk in step.chunks] == forks[:1]
+    run(each, step)
+    step = one_step(each)
+    assert [chunk.length for chunk in step.chunks] == [1, 2, 2, 2, 2]
+    shared = set(forks[0].blocks[:7])
+    assert all(set(fork.blocks[:7]) == shared for fork in forks)
+    assert len({fork.blocks[7] for fork in forks}) == 5, "each writes into a block of its own"
+    run(each, step)
+    for fork in forks:
+        each.finish(fork)
+    assert each.pool.num_free == 100
+
+
+def test_a_prompt_that_waited_for_another_runs_when_that_is_aborted() -> None:
+    each = scheduler(100)
+    first, second = sequence("first", 30, text="same"), sequence("second", 30, text="same")
+    each.add(first)
+    each.add(second)
+    run(each, one_step(each))
+    each.finish(first)
+    assert one_step(each).chunks[0].sequence is second
+    assert second.num_cached == 8, "what the first had computed is used"
+
+
+def test_blocks_that_nobody_holds_are_reused_the_longest_unused_first() -> None:
+    each = scheduler(8)
+    finished(each, sequence("old", 12, text="old"))
+    finished(each, sequence("new", 12, text="new"))
+    finished(each, sequence("large", 16))
+    assert finished(each, sequence("new again", 12, text="new")).num_cached == 8
+    assert each.pool.num_free == 8
+
+
+def test_what_a_spoiled_sequence_computed_is_offered_to_nobody() -> None:
+    each = scheduler(100)
+    first = sequence("first", 10, text="same")
+    each.add(first)
+    run(each, one_step(each))
+    each.finish(first, is_spoiled=True)
+    assert finished(each, sequence("again", 10, text="same")).num_cached == 0
+
+
+def test_a_picture_seen_before_or_beside_is_encoded_once() -> None:
+    each = scheduler(100, max_num_batched_tokens=60)
+    each.encoder_cache = EncoderCache(8)
+    first, second = sequence("first", 12, (2, 6)), sequence("second", 12, (4, 6))
+    shared = replace(second.prompt.media[0], digest=first.prompt.media[0].digest)
+    second.prompt = replace(second.prompt, media=(shared,))
+    each.add(first)
+    each.add(second)
+    step = one_step(each)
+    assert (len(step.chunks), len(step.encode)) == (2, 1)
+    run(each, step)
+    third = sequence("third", 12, (1, 6))
+    third.prompt = replace(third.prompt, media=(replace(shared, token_indices=np.arange(1, 7)),))
+    each.add(third)
+    assert not one_step(each).encode
+
+
+def test_features_that_nobody_holds_make_room_the_longest_unused_first() -> None:
+    cache: EncoderCache[str] = EncoderCache(12)
+    a, b, c, d = ((b"", name) for name in (b"a", b"b", b"c", b"d"))
+    for key in (a, b, c):
+        cache.hold(key)
+        cache.put(key, "features", 5)
+    assert (len(cache), cache.used) == (3, 15), "what is held stays, beyond the capacity too"
+    cache.release(c)
+    assert c not in cache
+    cache.get(a)
+    cache.release(b)
+    cache.release(a)
+    cache.put(d, "features", 5)
+    assert (a in cache, b in cache, d in cache, cache.num_held) == (True, False, True, 0)
+    cache.clear()
+    assert (len(cache), cache.used) == (0, 0)

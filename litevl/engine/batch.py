@@ -14,7 +14,7 @@ from torch import Tensor
 
 from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache
 from litevl.models.qwen_vl import stage
-from litevl.sequence import Chunk, MediaItem, Sequence, Step
+from litevl.sequence import Chunk, MediaItem, MediaKey, Sequence, Step
 
 Ints = NDArray[np.int64]
 
@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 class MediaSpan:
     """Rows of the batch that take features [start, stop) of one item."""
 
-    item: MediaItem
+    key: MediaKey
     start: int
     stop: int
 
@@ -120,17 +120,17 @@ def _media(chunks: tuple[Chunk, ...], ends: Ints) -> tuple[Ints, tuple[MediaSpan
     rows: list[Ints] = [np.zeros(0, dtype=np.int64)]
     spans: list[MediaSpan] = []
     for chunk, end in zip(chunks, ends, strict=True):
-        for span in _spans(chunk):
-            indices = span.item.token_indices[span.start : span.stop]
-            rows.append(indices - chunk.start + (end - chunk.length))
-            spans.append(span)
+        for item, start, stop in _touched(chunk):
+            rows.append(item.token_indices[start:stop] - chunk.start + (end - chunk.length))
+            spans.append(MediaSpan(key=chunk.sequence.media_key(item), start=start, stop=stop))
     return np.concatenate(rows), tuple(spans)
 
 
-def _spans(chunk: Chunk) -> Iterator[MediaSpan]:
+def _touched(chunk: Chunk) -> Iterator[tuple[MediaItem, int, int]]:
+    """The items whose placeholders [start, stop) lie in the chunk."""
     if chunk.start >= len(chunk.sequence.prompt):
         return
     for item in chunk.sequence.prompt.media:
         start, stop = np.searchsorted(item.token_indices, (chunk.start, chunk.end))
         if start < stop:
-            yield MediaSpan(item=item, start=int(start), stop=int(stop))
+            yield item, int(start), int(stop)

@@ -19,7 +19,16 @@ from litevl.errors import (
     QueueFullError,
     UnavailableError,
 )
-from litevl.sequence import Chunk, Deliver, FinishReason, Health, Sequence, Step, StepOutput
+from litevl.sequence import (
+    Chunk,
+    Deliver,
+    FinishReason,
+    Health,
+    SampledToken,
+    Sequence,
+    Step,
+    StepOutput,
+)
 
 logger = logging.getLogger("litevl.engine")
 
@@ -30,8 +39,8 @@ MAX_FAILED_STEPS = 3  # in a row; then the device is taken for lost
 class Launched(Protocol):
     """A forward pass under way."""
 
-    def wait(self) -> list[int]:
-        """Block until it is done: one token id for every chunk that is the last of its sequence."""
+    def wait(self) -> list[SampledToken]:
+        """Block until it is done: one token for every chunk that is the last of its sequence."""
         ...
 
 
@@ -65,6 +74,7 @@ class Engine:
         self._is_stopping = False
         self._is_dead = False
         self._step_began: float | None = None
+        self._failed_steps = 0  # in a row, by no fault of a request
         self._deliver: Deliver = lambda outputs: None
         self._thread = threading.Thread(target=self._run, name="litevl-engine", daemon=True)
 
@@ -128,7 +138,7 @@ class Engine:
         pool = scheduler.pool
         held = (
             pool.num_blocks - pool.num_free,
-            len(scheduler.encoder_cache),
+            scheduler.encoder_cache.num_held,
             len(self._unfinished),
         )
         if any(held) or scheduler.running or scheduler.waiting:
@@ -137,16 +147,13 @@ class Engine:
     # The engine thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failed_steps = 0
         try:
             while self._wait_for_work():
                 outputs = self.step()
                 if outputs:
                     self._deliver(outputs)
-                failed = any(isinstance(output.error, InternalError) for output in outputs)
-                failed_steps = failed_steps + 1 if failed else 0
-                if failed_steps == MAX_FAILED_STEPS:
-                    logger.critical("%d steps failed in a row: the engine stops", failed_steps)
+                if self._failed_steps == MAX_FAILED_STEPS:
+                    logger.critical("%d steps failed in a row: the engine stops", MAX_FAILED_STEPS)
                     return
         finally:
             self._is_dead = True
@@ -179,35 +186,50 @@ class Engine:
         """Launch and collect; a failure ends the sequences of this step and no others."""
         self._step_began = time.monotonic()
         try:
-            return self.collect(step, self._runner.launch(step).wait())
+            outputs = self.collect(step, self._runner.launch(step).wait())
+            self._failed_steps = 0
+            return outputs
         except Exception as error:
             # The thread must survive one bad batch.
             logger.exception(
                 "a step of %d tokens failed: %s", step.num_tokens, type(error).__name__
             )
             is_ours = not isinstance(error, LitevlError)
+            self._failed_steps = self._failed_steps + 1 if is_ours else 0
             failure = InternalError("The model failed on this request.") if is_ours else error
             return [self._end(chunk.sequence, failure) for chunk in step.chunks]
         finally:
             self._step_began = None
             self.num_steps += 1
 
-    def collect(self, step: Step, token_ids: list[int]) -> list[StepOutput]:
+    def collect(self, step: Step, sampled_tokens: list[SampledToken]) -> list[StepOutput]:
         """Note what a finished step computed, and say what is new."""
-        tokens = iter(token_ids)
+        tokens = iter(sampled_tokens)
         sampled = [(chunk, next(tokens) if chunk.is_last else None) for chunk in step.chunks]
         return [output for chunk, token in sampled if (output := self._advance(chunk, token))]
 
-    def _advance(self, chunk: Chunk, token_id: int | None) -> StepOutput | None:
-        self.scheduler.complete(chunk)
-        if token_id is None:
-            return None
+    def _advance(self, chunk: Chunk, token: SampledToken | None) -> StepOutput | None:
         sequence = chunk.sequence
-        sequence.output_token_ids.append(token_id)
-        reason = self._finish_reason(sequence, token_id)
+        if token and not token.is_valid:
+            logger.error("a sequence of %d tokens gave no usable logits", len(sequence))
+            self._forget(sequence, is_spoiled=True)
+            return _ended(sequence, InternalError("The model failed on this request."))
+        self.scheduler.complete(chunk)
+        if not token:
+            return None
+        sequence.output_token_ids.append(token.token_id)
+        if sequence.mask:
+            sequence.mask.accept(token.token_id)
+        reason = self._finish_reason(sequence, token.token_id)
         if reason:
             self._forget(sequence)
-        return StepOutput(request_id=sequence.request_id, token_id=token_id, finish_reason=reason)
+        return StepOutput(
+            request_id=sequence.request_id,
+            token_id=token.token_id,
+            logprobs=token.logprobs,
+            num_cached_tokens=sequence.num_cached or 0,
+            finish_reason=reason,
+        )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.params.stop_token_ids:
@@ -217,8 +239,8 @@ class Engine:
             return FinishReason.LENGTH
         return None
 
-    def _forget(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+    def _forget(self, sequence: Sequence, *, is_spoiled: bool = False) -> None:
+        self.scheduler.finish(sequence, is_spoiled=is_spoiled)
         with self._wake:
             self._unfinished.pop(sequence.request_id, None)
 

@@ -3,7 +3,7 @@
 Called by `cli.py` once the weights are loaded. The arithmetic (`plan_kv`) knows no device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
+ENCODER_SHARE = 8  # the encoder cache takes at most one part in eight of the budget
+MAX_ENCODER_BYTES = 2**30  # 32 pictures of a megapixel with an 8B model
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
@@ -27,6 +29,7 @@ class KVPlan:
     num_blocks: int
     max_model_len: int
     num_bytes: int
+    encoder_bytes: int = 0  # of features kept for later requests
 
 
 def plan_for(model: QwenVL, config: Config) -> KVPlan:
@@ -39,8 +42,9 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         max_media_tokens=min(ENCODE_TOKENS, (config.max_model_len or model_len) // 2),
         max_num_seqs=config.max_num_seqs,
     )
-    return plan_kv(
-        budget=budget,
+    encoder_bytes = min(budget // ENCODER_SHARE, MAX_ENCODER_BYTES)
+    plan = plan_kv(
+        budget=budget - encoder_bytes,
         bytes_per_block=model.kv_bytes_per_block(),
         block_size=model.backend.block_size,
         model_len=model_len,
@@ -48,6 +52,7 @@ def plan_for(model: QwenVL, config: Config) -> KVPlan:
         asked_blocks=config.num_blocks,
         max_num_seqs=config.max_num_seqs,
     )
+    return replace(plan, encoder_bytes=encoder_bytes)
 
 
 def batched_tokens(model: QwenVL, config: Config) -> int:

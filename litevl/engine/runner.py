@@ -15,7 +15,7 @@ from litevl.engine.sampler import Sampler
 from litevl.errors import UnavailableError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import Step
+from litevl.sequence import SampledToken, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,11 @@ class Launched:
 
     token_ids: Tensor | None  # (S,) int64, on the device; None when no sequence is complete
 
-    def wait(self) -> list[int]:
-        """Block until the step is done; one token id for each sampled sequence, in chunk order."""
-        return [] if self.token_ids is None else [int(token) for token in self.token_ids.tolist()]
+    def wait(self) -> list[SampledToken]:
+        """Block until the step is done; one token for each sampled sequence, in chunk order."""
+        if self.token_ids is None:
+            return []
+        return [SampledToken(token_id=int(token)) for token in self.token_ids.tolist()]
 
 
 class Runner:
@@ -45,6 +47,7 @@ class Runner:
         try:
             return self._launch(step)
         except torch.OutOfMemoryError:
+            self._encoder_cache.clear()
             raise UnavailableError("Out of memory; try again, or send less.") from None
 
     @torch.inference_mode()
@@ -64,13 +67,17 @@ class Runner:
         return Launched(self._sampler.sample(logits, batch.sampled))
 
     def _encode(self, step: Step) -> None:
-        if step.encode:
-            for item, features in zip(step.encode, self._model.encode(step.encode), strict=True):
-                self._encoder_cache.put(item, features)
+        if not step.encode:
+            return
+        encoded = self._model.encode([each.item for each in step.encode])
+        for each, features in zip(step.encode, encoded, strict=True):
+            # A copy of its own: a part of a larger tensor would keep all of it from being freed.
+            own = features.clone() if len(encoded) > 1 else features
+            self._encoder_cache.put(each.key, own, own.nbytes)
 
     def _features(self, batch: PackedBatch) -> Tensor:
         """The features of the batch's placeholder rows: (M, hidden * (1 + deepstack levels))."""
         spans = batch.media_spans
         if not spans:
             return torch.empty(0, device=self._model.device)
-        return torch.cat([self._encoder_cache.get(s.item)[s.start : s.stop] for s in spans])
+        return torch.cat([self._encoder_cache.get(s.key)[s.start : s.stop] for s in spans])
