@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from live import KEY, LiveServer, serve
+from live import KEY, OTHER_KEY, LiveServer, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
 
@@ -24,5 +24,7 @@ def anyio_backend() -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """`litevl serve` with the demo model, a key, and loopback open for media."""
     folder = tmp_path_factory.mktemp("state")
-    with serve("--media-networks", "127.0.0.0/8", folder=folder, LITEVL_API_KEY=KEY) as live:
+    with serve(
+        "--media-networks", "127.0.0.0/8", folder=folder, LITEVL_API_KEY=f"{KEY},{OTHER_KEY}"
+    ) as live:
         yield live

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 KEY = "sk-litevl-test-key"
+OTHER_KEY = "sk-litevl-other-key"
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -11,6 +11,8 @@ from litevl.errors import AuthenticationError
 # Everything else, routes that do not exist included, asks for a key where one is configured.
 OPEN_PATHS = frozenset({"/health", "/health/live", "/version"})
 
+_CALLER = "litevl.caller"
+
 Headers = Iterable[tuple[bytes, bytes]]  # names in lower case, as ASGI has them
 
 
@@ -20,12 +22,16 @@ class Keys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(_digest(key.encode()) for key in keys)
 
-    def accept(self, headers: Headers) -> bool:
-        """Whether a request carries a key; the time taken tells nothing about the keys."""
+    def match(self, headers: Headers) -> bytes | None:
+        """The digest of the key that a request carries, None without a valid one, and an empty one
+        where none is asked for. The time taken tells nothing about the keys."""
         if not self._digests:
-            return True
+            return b""
         offered = [_digest(key) for key in _offered_keys(headers)]
-        return any([hmac.compare_digest(key, ours) for key in offered for ours in self._digests])
+        matches = [
+            ours for key in offered for ours in self._digests if hmac.compare_digest(key, ours)
+        ]
+        return matches[0] if matches else None
 
 
 def _digest(key: bytes) -> bytes:
@@ -53,8 +59,15 @@ class Authentication:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in OPEN_PATHS and not self._keys.accept(scope["headers"]):
+        caller = self._keys.match(scope["headers"])
+        if scope["path"] not in OPEN_PATHS and caller is None:
             raise AuthenticationError(
                 "This server asks for a valid API key: send `Authorization: Bearer KEY`."
             )
-        await self._app(scope, receive, send)
+        await self._app({**scope, _CALLER: caller or b""}, receive, send)
+
+
+def caller_of(scope: Scope) -> bytes:
+    """Whose request it is: what one caller sent or asked is never shared with another."""
+    caller: bytes = scope[_CALLER]
+    return caller

@@ -9,13 +9,14 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from litevl.api.auth import caller_of
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.json_body import parse_json
 from litevl.api.middleware import add_answer_header, request_id, to_litevl_error
@@ -88,7 +89,9 @@ class ChatCompletions:
         name = f"chatcmpl-{uuid.uuid4().hex}"
         return Accepted(
             head=AnswerHead(id=name, created=int(time.time()), model=model),
-            sequence=Sequence(request_id=name, prompt=prompt, params=params),
+            sequence=Sequence(
+                request_id=name, prompt=prompt, params=params, scope=caller_of(scope)
+            ),
             stream=request.stream,
             stream_options=request.stream_options,
             stop=request.stop,
@@ -112,7 +115,7 @@ class ChatCompletions:
                 await _send_events(events, request_id(scope), send)
             else:
                 whole = await _join(deltas)
-                usage = Usage.of(prompt, whole.completion_tokens)
+                usage = _usage(prompt, whole)
                 answer = completion(accepted.head, whole.text, whole.finish_reason, usage)
                 await answer(scope, receive, send)
 
@@ -150,6 +153,7 @@ class Delta:
 
     text: str
     completion_tokens: int
+    cached_tokens: int
     finish_reason: FinishReason | None = None
 
 
@@ -180,14 +184,19 @@ def _read(outputs: list[StepOutput], detokenizer: Detokenizer, num_tokens: int) 
         if reason:
             text += detokenizer.flush()
             break
-    return Delta(text, num_tokens, reason)
+    return Delta(text, num_tokens, outputs[-1].num_cached_tokens, reason)
 
 
 async def _join(deltas: AsyncGenerator[Delta, None]) -> Delta:
     """The whole answer as one delta."""
     parts = [delta async for delta in deltas]
     last = parts[-1]
-    return Delta("".join(part.text for part in parts), last.completion_tokens, last.finish_reason)
+    return replace(last, text="".join(part.text for part in parts))
+
+
+def _usage(prompt: Prompt, delta: Delta) -> Usage:
+    """What has been used when `delta` came."""
+    return Usage.of(prompt, delta.completion_tokens, delta.cached_tokens)
 
 
 # Streaming -------------------------------------------------------------------------------------
@@ -205,13 +214,13 @@ async def _events(
             yield writer.delta(delta.text, delta.finish_reason, usage, is_first=is_first)
             is_first = False
     if options.include_usage:
-        yield writer.usage(Usage.of(prompt, delta.completion_tokens))
+        yield writer.usage(_usage(prompt, delta))
     yield DONE
 
 
 def _usage_of_chunk(options: StreamOptions, prompt: Prompt, delta: Delta) -> str:
     if options.continuous_usage_stats:
-        return usage_member(Usage.of(prompt, delta.completion_tokens))
+        return usage_member(_usage(prompt, delta))
     return usage_member(None) if options.include_usage else ""
 
 

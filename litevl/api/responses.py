@@ -33,14 +33,16 @@ class Usage:
     """Token counts of one answer."""
 
     prompt_tokens: int
+    cached_tokens: int
     image_tokens: int
     video_tokens: int
     completion_tokens: int
 
     @classmethod
-    def of(cls, prompt: Prompt, completion_tokens: int) -> "Usage":
+    def of(cls, prompt: Prompt, completion_tokens: int, cached_tokens: int) -> "Usage":
         return cls(
             prompt_tokens=len(prompt),
+            cached_tokens=cached_tokens,
             image_tokens=prompt.num_media_tokens("image"),
             video_tokens=prompt.num_media_tokens("video"),
             completion_tokens=completion_tokens,
@@ -52,7 +54,7 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {
-                "cached_tokens": 0,
+                "cached_tokens": self.cached_tokens,
                 "image_tokens": self.image_tokens,
                 "video_tokens": self.video_tokens,
             },
