@@ -49,15 +49,39 @@ def pack(
     ends = np.cumsum([chunk.length for chunk in chunks])
     sampled = [i for i, chunk in enumerate(chunks) if chunk.is_last]
     rows, spans = _media(chunks, ends)
+    decodes, others = _split(chunks)
     return PackedBatch(
-        token_ids=stage(np.concatenate([_token_ids(chunk) for chunk in chunks]), device),
-        positions=stage(np.concatenate([_positions(chunk) for chunk in chunks], axis=1), device),
+        token_ids=stage(np.concatenate([_newest(decodes), *map(_token_ids, others)]), device),
+        positions=stage(
+            np.concatenate([_newest_positions(decodes), *map(_positions, others)], axis=1), device
+        ),
         attention=_attention(chunks, ends, cache, backend, device),
         media_rows=stage(rows, device),
         media_spans=spans,
         sample_rows=stage(ends[sampled] - 1, device),
         sampled=tuple(chunks[i].sequence for i in sampled),
     )
+
+
+def _split(chunks: tuple[Chunk, ...]) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
+    """Chunks of one generated token each, and the rest. The first are laid out together: arrays
+    of one element each would cost more than all else that the host does for them."""
+    count = 0
+    for chunk in chunks:
+        if chunk.length > 1 or chunk.start < len(chunk.sequence.prompt):
+            break
+        count += 1
+    return chunks[:count], chunks[count:]
+
+
+def _newest(decodes: tuple[Chunk, ...]) -> Ints:
+    ids = [c.sequence.output_token_ids[c.start - len(c.sequence.prompt)] for c in decodes]
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _newest_positions(decodes: tuple[Chunk, ...]) -> Ints:
+    places = [chunk.start + chunk.sequence.prompt.position_delta for chunk in decodes]
+    return np.broadcast_to(np.asarray(places, dtype=np.int64), (3, len(places)))
 
 
 def _attention(
@@ -67,30 +91,39 @@ def _attention(
     backend: AttentionBackend,
     device: torch.device,
 ) -> AttentionBatch:
-    tables = [np.asarray(chunk.sequence.blocks, dtype=np.int64) for chunk in chunks]
     block_size = cache.block_size
-    slots = np.concatenate(
-        [_slots(table, chunk, block_size) for table, chunk in zip(tables, chunks, strict=True)]
-    )
-    context_lens = [chunk.end for chunk in chunks]
-    widths = [-(-length // block_size) for length in context_lens]
-    padded = np.zeros((len(chunks), max(widths)), dtype=np.int32)
-    for row, (table, width) in enumerate(zip(tables, widths, strict=True)):
-        padded[row, :width] = table[:width]
+    decodes, others = _split(chunks)
+    slots = [np.asarray([_slot(chunk, block_size) for chunk in decodes], dtype=np.int64)]
+    slots += [_slots(chunk, block_size) for chunk in others]
+    context_lens = tuple(chunk.end for chunk in chunks)
     return AttentionBatch(
         backend=backend,
         cache=cache,
-        slots=stage(slots, device),
+        slots=stage(np.concatenate(slots), device),
         cu_seqlens=stage(np.concatenate([[0], ends]).astype(np.int32), device),
         context_lens_on_device=stage(np.asarray(context_lens, dtype=np.int32), device),
-        block_table=stage(padded, device),
+        block_table=stage(_block_table(chunks, block_size), device),
         query_lens=tuple(chunk.length for chunk in chunks),
-        context_lens=tuple(context_lens),
+        context_lens=context_lens,
     )
 
 
-def _slots(table: Ints, chunk: Chunk, block_size: int) -> Ints:
+def _block_table(chunks: tuple[Chunk, ...], block_size: int) -> NDArray[np.int32]:
+    widths = [-(-chunk.end // block_size) for chunk in chunks]
+    table = np.zeros((len(chunks), max(widths)), dtype=np.int32)
+    for row, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
+        table[row, :width] = chunk.sequence.blocks[:width]
+    return table
+
+
+def _slot(decode: Chunk, block_size: int) -> int:
+    block, offset = divmod(decode.start, block_size)
+    return decode.sequence.blocks[block] * block_size + offset
+
+
+def _slots(chunk: Chunk, block_size: int) -> Ints:
     index = np.arange(chunk.start, chunk.end)
+    table = np.asarray(chunk.sequence.blocks, dtype=np.int64)
     slots: Ints = table[index // block_size] * block_size + index % block_size
     return slots
 
