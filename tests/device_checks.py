@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from litevl.config import Config
@@ -229,7 +231,8 @@ def run_every_kind_of_step(rig: Rig, engine: Engine) -> None:
         pass
     for i, params in enumerate(SAMPLED):
         prompt = rig.image_prompt([5 + i, (1, 4, 4)], seed=i)
-        engine.add(Request(request_id=str(i), prompt=prompt, params=params))
+        mask = EvenTokens() if i == 1 else None
+        engine.add(Request(request_id=str(i), prompt=prompt, params=params, mask=mask))
     while engine.num_unfinished:
         engine.step()
     engine.check_idle()
@@ -287,7 +290,19 @@ SAMPLED = (
     SamplingParams(max_tokens=4, seed=3, top_p=0.5),
     SamplingParams(max_tokens=4, temperature=0.0, repetition_penalty=1.3),
     SamplingParams(max_tokens=4, seed=5, presence_penalty=0.5, frequency_penalty=0.5),
+    SamplingParams(max_tokens=4, seed=6, min_p=0.1, logit_bias=((7, 1.5),), logprobs=3),
+    SamplingParams(max_tokens=4, seed=7, min_tokens=3, stop_token_ids=frozenset({5}), logprobs=0),
 )
+
+
+class EvenTokens:
+    """A grammar that allows even token ids."""
+
+    def fill(self, bitmask: NDArray[np.int32]) -> None:
+        bitmask[:] = 0x55555555
+
+    def accept(self, token_id: int) -> None:
+        assert token_id % 2 == 0 or token_id == 7  # what a fake card always says
 
 
 def check_sampling(rig: Rig) -> None:
@@ -295,14 +310,21 @@ def check_sampling(rig: Rig) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(len(SAMPLED), 300).to(rig.device)
     requests = [
-        Request(request_id=str(i), prompt=rig.image_prompt([9], seed=i), params=params, row=i)
+        Request(
+            request_id=str(i),
+            prompt=rig.image_prompt([9], seed=i),
+            params=params,
+            row=i,
+            mask=EvenTokens() if i == 1 else None,
+        )
         for i, params in enumerate(SAMPLED)
     ]
 
     def draw(rows: list[int]) -> list[int]:
         sampler = Sampler(300, len(SAMPLED), rig.device)
-        tokens: list[int] = sampler.sample(logits[rows], [requests[row] for row in rows]).tolist()
-        return tokens
+        drawn = sampler.sample(logits[rows], [requests[row] for row in rows]).read()
+        assert all(each.is_valid for each in drawn)
+        return [each.token_id for each in drawn]
 
     for place in range(20):
         rows = list(range(len(SAMPLED)))

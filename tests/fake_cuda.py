@@ -26,10 +26,11 @@ from torch.utils._pytree import tree_leaves
 
 from litevl.engine.engine import Engine
 from litevl.engine.runner import Runner
+from litevl.engine.sampler import Draw
 from litevl.models import loader
 from litevl.models.attention import VarlenPaged
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import Step
+from litevl.sequence import SampledToken, Step
 from rig import LoggedRunner, Rig
 
 CUDA = torch.device("cuda", 0)
@@ -263,11 +264,11 @@ class FakeRig(Rig):
 class GuardedStep:
     """What a step left on the card; the host is told token 7 for every sequence."""
 
-    token_ids: Tensor | None
+    draw: Draw | None
     varlen_calls: list[VarlenCall]
 
-    def wait(self) -> list[int]:
-        return [] if self.token_ids is None else [7] * len(self.token_ids)
+    def wait(self) -> list[SampledToken]:
+        return [SampledToken(token_id=7)] * (len(self.draw.token_ids) if self.draw else 0)
 
 
 @dataclass
@@ -281,7 +282,7 @@ class GuardedRunner:
     def launch(self, step: Step) -> GuardedStep:
         with self.card.step() as guard:
             launched = self.runner.launch(step)
-        self.steps.append(GuardedStep(launched.token_ids, guard.varlen_calls))
+        self.steps.append(GuardedStep(launched.draw, guard.varlen_calls))
         return self.steps[-1]
 
 

@@ -66,9 +66,12 @@ def guarded(fake: FakeRig) -> tuple[GuardedRunner, LoggedRunner]:
 def test_no_step_waits_for_the_card(guarded: tuple[GuardedRunner, LoggedRunner]) -> None:
     runner, logged = guarded
     assert logged.mixed and logged.cut_media
-    answers = [step.token_ids for step in runner.steps if step.token_ids is not None]
+    draws = [step.draw for step in runner.steps if step.draw]
+    answers = [draw.token_ids for draw in draws]
+    assert {draw.is_valid.device for draw in draws} == {CUDA}
+    assert any(draw.logprobs and draw.logprobs.chosen.device == CUDA for draw in draws)
     assert all((each.device, each.dtype) == (CUDA, torch.int64) for each in answers)
-    assert max(len(each) for each in answers) == 5
+    assert max(len(each) for each in answers) == 6
 
 
 def test_all_attention_is_varlen_in_bfloat16(guarded: tuple[GuardedRunner, LoggedRunner]) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from litevl.engine.logits import LogitsProcessor
 from litevl.engine.sampler import Sampler, uniform
 from litevl.sequence import Prompt, SamplingParams, Sequence
 
@@ -42,12 +43,25 @@ def sampler(rows: int = 8) -> Sampler:
     return Sampler(VOCABULARY, rows, CPU)
 
 
+def token(each: Sampler, row: torch.Tensor, one: Sequence) -> int:
+    """The token of one row, whose logits stay as they are."""
+    (drawn,) = each.sample(row.clone(), [one]).read()
+    assert drawn.is_valid
+    return drawn.token_id
+
+
+def processed(row: torch.Tensor, one: Sequence) -> torch.Tensor:
+    changed = row.clone()
+    LogitsProcessor(VOCABULARY, 8, CPU).process(changed, [one])
+    return changed
+
+
 def kept_tokens(one: Sequence, row: torch.Tensor) -> Counter[int]:
     """How often each token comes out over many places in the answer."""
     place_holder = sampler()
     counts: Counter[int] = Counter()
     for _ in range(800):
-        counts[int(place_holder.sample(row, [one])[0])] += 1
+        counts[token(place_holder, row, one)] += 1
         one.output_token_ids.append(0)
     return counts
 
@@ -78,14 +92,14 @@ def test_repetition_penalty_is_transformers_own_over_prompt_and_output() -> None
     one = sequence("a", outputs=(9, 11), temperature=0.0, repetition_penalty=3.0)
     ids: Any = torch.tensor([[*one.prompt.token_ids.tolist(), *one.output_token_ids]])
     expected = RepetitionPenaltyLogitsProcessor(3.0)(ids, row.clone())
-    penalised = sampler()._penalise(row, [one], [0])
+    penalised = processed(row, one)
     assert torch.equal(penalised, expected)
 
 
 def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
     row = torch.zeros(1, VOCABULARY)
     one = sequence("a", outputs=(9, 9, 11), presence_penalty=1.0, frequency_penalty=0.5)
-    penalised = sampler()._penalise(row, [one], [0])[0]
+    penalised = processed(row, one)[0]
     assert penalised[[9, 11, 2]].tolist() == [-2.0, -1.5, 0.0]
 
 
@@ -96,7 +110,7 @@ def test_counts_follow_the_tokens_as_they_are_sampled() -> None:
     row[0, 5], row[0, 6] = 1.0, 0.5
     tokens = []
     for _ in range(2):
-        tokens.append(int(each.sample(row, [one])[0]))
+        tokens.append(token(each, row, one))
         one.output_token_ids.append(tokens[-1])
     assert tokens == [5, 6]
 
@@ -107,7 +121,7 @@ def test_a_row_taken_over_by_another_sequence_starts_afresh() -> None:
     row[0, 5], row[0, 6] = 1.0, 0.5
     for name in ("a", "b"):
         one = sequence(name, temperature=0.0, presence_penalty=2.0)
-        assert int(each.sample(row, [one])[0]) == 5
+        assert token(each, row, one) == 5
 
 
 params_of = st.fixed_dictionaries(
@@ -117,6 +131,11 @@ params_of = st.fixed_dictionaries(
         "top_p": st.sampled_from([0.3, 0.9, 1.0]),
         "repetition_penalty": st.sampled_from([1.0, 1.3]),
         "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "min_p": st.sampled_from([0.0, 0.2]),
+        "logit_bias": st.sampled_from([(), ((3, 4.0), (9, -100.0))]),
+        "min_tokens": st.sampled_from([0, 3]),
+        "stop_token_ids": st.just(frozenset({1, 2})),
+        "logprobs": st.sampled_from([None, 0, 3]),
         "seed": st.integers(0, 2**63),
     }
 )
@@ -126,9 +145,10 @@ params_of = st.fixed_dictionaries(
 def test_a_row_is_unchanged_by_its_neighbours(choices: list[dict[str, Any]]) -> None:
     rows = logits(len(choices))
     batch = [sequence(str(i), i, outputs=(4, 5), **each) for i, each in enumerate(choices)]
-    together = sampler().sample(rows, batch).tolist()
-    alone = [int(sampler().sample(rows[i : i + 1], [one])[0]) for i, one in enumerate(batch)]
-    assert together == alone
+    together = sampler().sample(rows.clone(), batch).read()
+    alone = [sampler().sample(rows[i : i + 1], [one]).read()[0] for i, one in enumerate(batch)]
+    assert [each.token_id for each in together] == [each.token_id for each in alone]
+    assert [each.logprobs is None for each in together] == [each.logprobs is None for each in alone]
 
 
 def test_uniform_numbers_are_fixed_by_seed_and_place() -> None:
@@ -157,15 +177,96 @@ def test_a_seed_draws_another_token_at_another_place() -> None:
 )
 def test_extreme_parameters_give_a_token(params: dict[str, Any]) -> None:
     one = sequence("a", outputs=(3,), **({"temperature": 1.0} | params))
-    assert 0 <= int(sampler().sample(logits(1) * 50, [one])[0]) < VOCABULARY
+    assert 0 <= token(sampler(), logits(1) * 50, one) < VOCABULARY
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_a_poisoned_row_leaves_its_neighbours_alone(poison: float) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
+def test_a_row_without_usable_logits_says_so_and_leaves_its_neighbours_alone(
+    poison: float, temperature: float
+) -> None:
     rows = logits(3)
-    batch = [sequence(str(i), i, temperature=1.0, seed=i) for i in range(3)]
-    clean = sampler().sample(rows, batch).tolist()
-    rows[1] = poison
-    spoilt = sampler().sample(rows, batch).tolist()
+    batch = [sequence(str(i), i, temperature=temperature, seed=i) for i in range(3)]
+    clean = sampler().sample(rows.clone(), batch).read()
+    rows[1, 9 if poison != poison else slice(None)] = poison
+    spoilt = sampler().sample(rows, batch).read()
+    assert [each.is_valid for each in spoilt] == [True, False, True]
     assert [spoilt[0], spoilt[2]] == [clean[0], clean[2]]
-    assert 0 <= spoilt[1] < VOCABULARY
+
+
+class Grammar:
+    """Allows these tokens, whatever came before."""
+
+    def __init__(self, *allowed: int) -> None:
+        self.allowed = allowed
+
+    def fill(self, bitmask: np.ndarray[Any, Any]) -> None:
+        for each in self.allowed:
+            bitmask[each // 32] |= np.uint32(1 << each % 32).astype(np.int32)
+
+    def accept(self, token_id: int) -> None:
+        assert token_id in self.allowed
+
+
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest() -> None:
+    row = logits(1)
+    for temperature in (0.7, 1.4):
+        probs = (row[0] / temperature).softmax(-1)
+        likely = set(torch.nonzero(probs >= 0.15 * probs.max()).flatten().tolist())
+        counts = kept_tokens(sequence("a", temperature=temperature, min_p=0.15, seed=3), row)
+        assert set(counts) == likely and len(likely) < VOCABULARY
+
+
+def test_a_bias_is_added_and_forbids_or_forces_greedy_rows_too() -> None:
+    row = logits(1)
+    best = int(row.argmax())
+    for bias, chosen in ((((best, -100.0), (8, 50.0)), 8), (((17, 100.0),), 17)):
+        assert token(sampler(), row, sequence("a", temperature=0.0, logit_bias=bias)) == chosen
+    assert processed(row, sequence("a", logit_bias=((17, 1.5),)))[0, 17] == row[0, 17] + 1.5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_no_stop_token_comes_before_the_least_number_of_tokens(temperature: float) -> None:
+    row = torch.zeros(1, VOCABULARY)
+    row[0, 5], row[0, 6] = 50.0, 40.0
+    stop = frozenset({5, 6})
+    one = sequence("a", temperature=temperature, min_tokens=3, stop_token_ids=stop)
+    tokens = []
+    for _ in range(4):
+        tokens.append(token(sampler(), row, one))
+        one.output_token_ids.append(tokens[-1])
+    assert not stop & set(tokens[:3]) and tokens[3] in stop
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_a_grammar_holds_whatever_is_likelier_and_whoever_is_beside(temperature: float) -> None:
+    rows = logits(3)
+    batch = [sequence(str(i), i, temperature=temperature, seed=i) for i in range(3)]
+    free = sampler().sample(rows.clone(), batch).read()
+    batch[1].mask = Grammar(3, 31, 40, 63)
+    bound = sampler().sample(rows, batch).read()
+    assert bound[1].token_id in (3, 31, 40, 63)
+    assert [bound[0], bound[2]] == [free[0], free[2]]
+
+
+def test_a_grammar_that_allows_nothing_leaves_no_valid_token() -> None:
+    one = sequence("a", temperature=0.0)
+    one.mask = Grammar()
+    (drawn,) = sampler().sample(logits(1), [one]).read()
+    assert not drawn.is_valid
+
+
+def test_logprobs_are_of_the_raw_logits_whatever_was_done_to_them() -> None:
+    rows = logits(2)
+    expected = rows[1].log_softmax(-1)
+    plain = sequence("a", temperature=0.0)
+    changes: dict[str, Any] = {"logit_bias": ((4, 100.0),), "presence_penalty": 1.0}
+    asking = sequence("b", 1, outputs=(9,), temperature=3.0, logprobs=3, **changes)
+    first, second = sampler().sample(rows, [plain, asking]).read()
+    assert first.logprobs is None and second.logprobs is not None
+    assert second.token_id == 4
+    assert second.logprobs.chosen == pytest.approx(float(expected[4]), abs=1e-5)
+    best = expected.topk(3)
+    ids, values = zip(*second.logprobs.top, strict=True)
+    assert ids == tuple(best.indices.tolist())
+    assert values == pytest.approx(best.values.tolist(), abs=1e-5)

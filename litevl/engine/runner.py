@@ -11,7 +11,7 @@ from torch import Tensor
 
 from litevl.engine.batch import PackedBatch, pack
 from litevl.engine.encoder_cache import EncoderCache
-from litevl.engine.sampler import Sampler
+from litevl.engine.sampler import Draw, Sampler
 from litevl.errors import UnavailableError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
@@ -22,13 +22,11 @@ from litevl.sequence import SampledToken, Step
 class Launched:
     """A step under way."""
 
-    token_ids: Tensor | None  # (S,) int64, on the device; None when no sequence is complete
+    draw: Draw | None  # None when no sequence is complete
 
     def wait(self) -> list[SampledToken]:
         """Block until the step is done; one token for each sampled sequence, in chunk order."""
-        if self.token_ids is None:
-            return []
-        return [SampledToken(token_id=int(token)) for token in self.token_ids.tolist()]
+        return self.draw.read() if self.draw else []
 
 
 class Runner:
