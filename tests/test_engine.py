@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from litevl.engine.blocks import BlockPool
 from litevl.engine.encoder_cache import EncoderCache
@@ -236,3 +237,59 @@ def test_stopping_ends_what_still_runs_with_an_error() -> None:
     outbox.wait_for_end("a")
     assert not each._thread.is_alive()
     each.check_idle()
+
+
+@dataclass
+class Spoiler(ScriptedRunner):
+    """Gives the second token of one request without usable logits."""
+
+    def launch(self, step: Step) -> Tokens:
+        tokens = super().launch(step)
+        rows = [c.sequence for c in step.chunks if c.is_last]
+        return SpoiltTokens(tokens.ids, [one.request_id == "bad" and len(one) > 5 for one in rows])
+
+
+@dataclass
+class SpoiltTokens(Tokens):
+    spoilt: list[bool]
+
+    def wait(self) -> list[SampledToken]:
+        pairs = zip(self.ids, self.spoilt, strict=True)
+        return [SampledToken(token_id=i, is_valid=not spoilt) for i, spoilt in pairs]
+
+
+def test_a_row_without_usable_logits_ends_its_request_alone_however_often() -> None:
+    each = engine(Spoiler())
+    for number in range(MAX_FAILED_STEPS + 1):
+        outputs: list[StepOutput] = []
+        each.add(request("bad"))
+        each.add(request(f"good {number}"))
+        while each.num_unfinished:
+            outputs += each.step()
+        bad = [output for output in outputs if output.request_id == "bad"]
+        assert [output.token_id for output in bad] == [0, None]
+        assert isinstance(bad[-1].error, InternalError)
+        good = [output.token_id for output in outputs if output.request_id != "bad"]
+        assert good == [0, 1, 2]
+        each.check_idle()
+    assert each._failed_steps == 0
+
+
+class Grammar:
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def fill(self, bitmask: NDArray[np.int32]) -> None:
+        bitmask[:] = -1
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+
+
+def test_a_grammar_hears_every_token_of_its_request_alone() -> None:
+    each, grammar = engine(ScriptedRunner()), Grammar()
+    each.add(replace(request("bound"), mask=grammar))
+    each.add(request("free", max_tokens=9))
+    while each.num_unfinished:
+        each.step()
+    assert grammar.accepted == [0, 1, 2]
