@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litevl.config import Config
+from litevl.engine.batch import first_slots
 from litevl.engine.engine import Engine, Launched, Runner
 from litevl.engine.memory import plan_for
 from litevl.engine.sampler import Sampler
@@ -120,11 +121,16 @@ def check_error(out: Tensor, plain: Tensor, exact: Tensor) -> None:
 def _paged_batch(
     case: PagedCase, pairs: Sequence[Tensor], backend: AttentionBackend
 ) -> AttentionBatch:
-    """The cache that holds all keys and values, in blocks handed out at random."""
+    """The cache that holds all keys and values, in blocks handed out at random, except that those
+    of every second sequence lie in a row."""
     size, device = backend.block_size, pairs[0].device
     widths = [-(-n // size) for n in case.context_lens]
-    free = torch.randperm(sum(widths) + 2).tolist()
-    tables = [[free.pop() for _ in range(width)] for width in widths]
+    lying = list(range(sum(widths[::2])))
+    mixed = (torch.randperm(sum(widths[1::2]) + 2) + len(lying)).tolist()
+    tables = [
+        [(mixed.pop() if row % 2 else lying.pop(0)) for _ in range(width)]
+        for row, width in enumerate(widths)
+    ]
     shape = (sum(widths) + 2, size, case.kv_heads, case.head_dim)
     keys, values = (torch.zeros(shape, dtype=pairs[0].dtype, device=device) for _ in range(2))
     cache = KVCache((keys,), (values,))
@@ -133,15 +139,17 @@ def _paged_batch(
         cache.write(0, slots.to(device), pair[0], pair[1])
     ends = torch.tensor([0, *case.query_lens]).cumsum(0)
     padded = [table + [0] * (max(widths) - len(table)) for table in tables]
+    blocks = np.asarray(padded, dtype=np.int32)
     return AttentionBatch(
         backend=backend,
         cache=cache,
         slots=torch.zeros(int(ends[-1]), dtype=torch.int64, device=device),  # written already
         cu_seqlens=ends.to(device, torch.int32),
         context_lens_on_device=torch.tensor(case.context_lens, dtype=torch.int32, device=device),
-        block_table=torch.tensor(padded, dtype=torch.int32, device=device),
+        block_table=torch.from_numpy(blocks).to(device),
         query_lens=case.query_lens,
         context_lens=case.context_lens,
+        first_slots=first_slots(blocks, case.context_lens, backend),
     )
 
 

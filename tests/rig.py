@@ -84,7 +84,7 @@ class Rig:
 
     @cached_property
     def model(self) -> QwenVL:
-        return self.prepare(SdpaPaged(4) if self.device.type == "cpu" else None)
+        return self.prepare(SdpaPaged(4, view_from=24) if self.device.type == "cpu" else None)
 
     def prepare(self, backend: AttentionBackend | None) -> QwenVL:
         backend = backend or choose_backend(self.device)

@@ -201,9 +201,16 @@ def test_greedy_tokens_of_the_cuda_path_are_those_of_generate(folder: Path) -> N
     check_greedy(VarlenRig(folder))
 
 
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [small_pages(), SdpaPaged(16, view_from=10**6), SdpaPaged(16, view_from=1)],
+    ids=["varlen", "gathered", "in place"],
+)
+
+
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", [small_pages(), SdpaPaged(16)], ids=["varlen", "sdpa"])
+@every_backend
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_paged_attention_is_that_of_each_sequence(
     case: PagedCase, backend: AttentionBackend, dtype: torch.dtype
@@ -212,7 +219,7 @@ def test_paged_attention_is_that_of_each_sequence(
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("backend", [small_pages(), SdpaPaged(16)], ids=["varlen", "sdpa"])
+@every_backend
 def test_200_paged_decodes_are_right_and_finite(backend: AttentionBackend) -> None:
     check_decodes(backend, CPU, torch.float32)
 

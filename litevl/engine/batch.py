@@ -96,15 +96,17 @@ def _attention(
     slots = [np.asarray([_slot(chunk, block_size) for chunk in decodes], dtype=np.int64)]
     slots += [_slots(chunk, block_size) for chunk in others]
     context_lens = tuple(chunk.end for chunk in chunks)
+    table = _block_table(chunks, block_size)
     return AttentionBatch(
         backend=backend,
         cache=cache,
         slots=stage(np.concatenate(slots), device),
         cu_seqlens=stage(np.concatenate([[0], ends]).astype(np.int32), device),
         context_lens_on_device=stage(np.asarray(context_lens, dtype=np.int32), device),
-        block_table=stage(_block_table(chunks, block_size), device),
+        block_table=stage(table, device),
         query_lens=tuple(chunk.length for chunk in chunks),
         context_lens=context_lens,
+        first_slots=first_slots(table, context_lens, backend),
     )
 
 
@@ -114,6 +116,20 @@ def _block_table(chunks: tuple[Chunk, ...], block_size: int) -> NDArray[np.int32
     for row, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
         table[row, :width] = chunk.sequence.blocks[:width]
     return table
+
+
+def first_slots(
+    table: NDArray[np.int32], context_lens: tuple[int, ...], backend: AttentionBackend
+) -> tuple[int, ...]:
+    """Where the contexts begin that are long enough to be read in place, and lie in a row."""
+    if backend.view_from is None or max(context_lens) < backend.view_from:
+        return (-1,) * len(context_lens)
+    lens = np.asarray(context_lens)
+    widths = -(-lens // backend.block_size)
+    follows = table[:, 1:] == table[:, :-1] + 1
+    beyond = np.arange(1, table.shape[1]) >= widths[:, None]
+    can_view = (follows | beyond).all(axis=1) & (lens >= backend.view_from)
+    return tuple(np.where(can_view, table[:, 0] * backend.block_size, -1).tolist())
 
 
 def _slot(decode: Chunk, block_size: int) -> int:
