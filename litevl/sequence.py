@@ -109,7 +109,7 @@ class LoadedMedia:
     probe: Probe
     plan: MediaPlan
     frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
-    digest: bytes  # blake2b-128 of the original bytes, the plan, the kind and the options
+    digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
     param: str
 
     @property

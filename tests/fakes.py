@@ -222,7 +222,7 @@ class FakeMedia:
     async def close(self) -> None:
         self.is_closed = True
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
+    async def load(self, refs: Many[MediaRef], scope: bytes = b"") -> list[LoadedMedia]:
         self.refs += refs
         if self.error:
             raise self.error

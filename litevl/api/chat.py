@@ -82,7 +82,7 @@ class ChatCompletions:
         parse = partial(ChatCompletionRequest.parse, parsed.value)
         request = await _off_the_loop(len(body), parse)
         model = find_model(backend.card, request.model)
-        media = await backend.media.load(request.media)
+        media = await backend.media.load(request.media, caller_of(scope))
         prepare = partial(backend.preprocessor.prepare, request.messages, media)
         prompt = await self._service.in_worker(prepare)
         params = request.sampling_params(backend.card, len(prompt), self._service.draw_seed())

@@ -59,7 +59,7 @@ class Preprocessor(Protocol):
 class MediaLoader(Protocol):
     """References to pixels, within the request's limits and deadlines."""
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]: ...
+    async def load(self, refs: Many[MediaRef], scope: bytes = b"") -> list[LoadedMedia]: ...
 
     async def close(self) -> None:
         """End the children; later loads raise UnavailableError."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import TypeVar, get_args
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
+from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
 from litevl.media.sources import (
     NOUN,
@@ -29,11 +30,20 @@ from litevl.media.sources import (
     sniff,
 )
 from litevl.media.workers import Item, Workers
-from litevl.sequence import LoadedMedia, MediaKind, MediaPlan, MediaPlanner, MediaRef, Probe
+from litevl.sequence import (
+    LoadedMedia,
+    MediaKind,
+    MediaOptions,
+    MediaPlan,
+    MediaPlanner,
+    MediaRef,
+    Probe,
+)
 
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
 PARALLEL = 8  # items of one request that load at the same time
-INLINE_BYTES = 2**16  # shorter data: URLs are not worth a thread
+INLINE_BYTES = 2**16  # shorter URLs and files are not worth a thread
+CACHE_BYTES = 2**28  # of decoded frames kept for later requests
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -45,7 +55,9 @@ class _Probed:
 
     ref: MediaRef
     item: Item
+    name: bytes  # in the cache
     probe: Probe
+    known: LoadedMedia | None  # decoded for an earlier request
 
 
 class MediaLoader:
@@ -58,20 +70,23 @@ class MediaLoader:
         self._limits = config.limit_mm_per_prompt
         self._fetcher = Fetcher(config.media_ip_networks, resolver=resolver)
         self._workers = Workers()
+        self._cache = MediaCache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
         self._is_closed = False
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
+    async def load(self, refs: Many[MediaRef], scope: bytes = b"") -> list[LoadedMedia]:
         """Everything that one request refers to, in order; all of it or none.
 
-        `MediaError`, or the planner's `InvalidValueError`, for the first item that fails; the
-        others are cancelled. `UnavailableError` once it is closed.
+        What was decoded before in the same scope, from the same bytes with the same options, is
+        not decoded again, and has a digest that no other scope has. `MediaError`, or the planner's
+        `InvalidValueError`, for the first item that fails; the others are cancelled.
+        `UnavailableError` once it is closed.
         """
         if self._is_closed:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
         budget = _spend_inline(refs)
-        probed = await _together(partial(self._probe, budget), refs)
+        probed = await _together(partial(self._probe, budget, scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
         return await _together(self._decode, [(each, self._plan(each)) for each in probed])
@@ -95,19 +110,26 @@ class MediaLoader:
                     code=f"too_many_{kind}s",
                 )
 
-    async def _probe(self, budget: ByteBudget, ref: MediaRef) -> _Probed:
+    async def _probe(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
         data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
         item = Item(data=data, sniffed=sniffed, param=ref.param)
-        return _Probed(ref=ref, item=item, probe=await self._workers.probe(item))
+        name = await self._of_bytes(len(data), _name, data, ref.options, scope)
+        known = self._cache.get(name)
+        probe = known.probe if known else await self._workers.probe(item)
+        return _Probed(ref=ref, item=item, name=name, probe=probe, known=known)
 
     async def _read(self, ref: MediaRef, budget: ByteBudget) -> bytes:
         if not is_data_url(ref.url):
             return await self._fetcher.fetch(ref, budget)
-        if len(ref.url) <= INLINE_BYTES:
-            return parse_data_url(ref)
-        return await self._in_thread(parse_data_url, ref)
+        return await self._of_bytes(len(ref.url), parse_data_url, ref)
+
+    async def _of_bytes(self, size: int, function: Callable[..., T], *args: object) -> T:
+        """Work on so many bytes: here, or in a thread where it would keep the loop from others."""
+        if size <= INLINE_BYTES:
+            return function(*args)
+        return await self._in_thread(function, *args)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -117,6 +139,14 @@ class MediaLoader:
 
     async def _decode(self, planned: tuple[_Probed, MediaPlan]) -> LoadedMedia:
         probed, plan = planned
+        if probed.known:
+            return replace(probed.known, param=probed.ref.param)
+        loaded = await self._decode_anew(probed, plan)
+        loaded.frames.setflags(write=False)
+        self._cache.put(probed.name, loaded)
+        return loaded
+
+    async def _decode_anew(self, probed: _Probed, plan: MediaPlan) -> LoadedMedia:
         kind = probed.probe.kind
         frames = np.empty((len(plan.frame_indices), plan.height, plan.width, 3), np.uint8)
         done = 0
@@ -132,7 +162,7 @@ class MediaLoader:
             probe=probed.probe,
             plan=plan,
             frames=frames,
-            digest=await self._in_thread(_digest, probed, plan),
+            digest=_digest(probed, plan),
             param=probed.ref.param,
         )
 
@@ -158,11 +188,16 @@ def _check_pixels(probed: Iterable[_Probed]) -> None:
             )
 
 
+def _name(data: bytes, options: MediaOptions, scope: bytes) -> bytes:
+    """Names an item as it was sent, and by whom."""
+    name = blake2b(repr((scope, options)).encode(), digest_size=16)
+    name.update(data)
+    return name.digest()
+
+
 def _digest(probed: _Probed, plan: MediaPlan) -> bytes:
-    """Names what the model sees: equal only for equal bytes, treated equally."""
-    digest = blake2b(probed.item.data, digest_size=16)
-    digest.update(repr((probed.probe.kind, plan, probed.ref.options)).encode())
-    return digest.digest()
+    """Names what the model sees: equal only for equal bytes, treated equally, in one scope."""
+    return blake2b(probed.name + repr((probed.probe.kind, plan)).encode(), digest_size=16).digest()
 
 
 async def _together(work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
