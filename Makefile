@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test check size eval test-gpu clean
+.PHONY: help install serve test fuzz check size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS
 
 test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(INSTALLED)  ## the scheduler in 10,000 longer random runs (FUZZ_RUNS=n FUZZ_STEPS=moves in each)
+	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
+	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff format --check --output-format concise .
