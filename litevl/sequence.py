@@ -60,9 +60,39 @@ class MediaPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model makes, or made in an earlier turn."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)  # a JSON object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     role: Literal["system", "user", "assistant", "tool"]  # `developer` has become `system`
     parts: tuple[TextPart | MediaPart, ...]
+    reasoning: str | None = field(default=None, repr=False)  # an earlier answer's
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # whose result a `tool` message is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    parameters: str = field(repr=False)  # JSON Schema of the arguments, an object
+    definition: str = field(repr=False)  # JSON of the whole as the client sent it, for the template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What the chat template is given."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    template_kwargs: tuple[tuple[str, object], ...] = ()  # JSON values by name
 
 
 # Media -----------------------------------------------------------------------------------------
@@ -229,6 +259,37 @@ class TokenMask(Protocol):
     def accept(self, token_id: int) -> None:
         """Move on: this token was chosen."""
         ...
+
+
+# What an answer must look like -----------------------------------------------------------------
+
+ToolFormat = Literal["hermes", "xml"]  # `<tool_call>{json}</tool_call>`, `<function=name>...`
+
+
+@dataclass(frozen=True, slots=True)
+class JsonGrammar:
+    """One JSON document, written compactly."""
+
+    schema: str = field(repr=False)  # JSON Schema
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceGrammar:
+    """One of these texts."""
+
+    options: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolGrammar:
+    """Calls of these tools in the model's own format, and nothing else."""
+
+    tools: tuple[Tool, ...]
+    format: ToolFormat
+    is_parallel: bool = True  # several calls are allowed
+
+
+Grammar = JsonGrammar | ChoiceGrammar | ToolGrammar
 
 
 # Sequences -------------------------------------------------------------------------------------
