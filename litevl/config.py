@@ -53,6 +53,9 @@ class Config:
     num_blocks: int | None = option(None, "KV blocks by hand (default: planned from memory)")
     max_num_queued_reqs: int = option(128, "requests that may wait; more are answered 429")
     seed: int = option(0, "base of the seeds of requests that give none")
+    reasoning_in_content: bool = option(
+        False, "thoughts are told as content, for clients that print nothing else"
+    )
     # Media
     min_pixels: int | None = option(
         None, "least pixels of a picture or frame (default: the model's)"

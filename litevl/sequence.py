@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MediaKind = Literal["image", "video"]
+Detail = Literal["auto", "low", "high"]
 MediaKey = tuple[bytes, bytes]  # scope and digest: what may share features
 
 
@@ -35,6 +36,7 @@ class MediaOptions:
     max_frames: int | None = None
     video_start: float | None = None  # seconds
     video_end: float | None = None
+    detail: Detail | None = None  # OpenAI's word for a budget of pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +135,25 @@ class MediaPlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LoadedMedia:
-    """Decoded and resized: what the model will see."""
+class PlannedMedia:
+    """A picture or clip of which it is settled what the model will see."""
 
     probe: Probe
     plan: MediaPlan
-    frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
-    digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
     param: str
+    options: MediaOptions = MediaOptions()  # what the plan was made for
 
     @property
     def kind(self) -> MediaKind:
         return self.probe.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedMedia(PlannedMedia):
+    """Decoded and resized."""
+
+    frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
+    digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
 
 
 # Prompts ---------------------------------------------------------------------------------------
@@ -173,12 +182,30 @@ class Prompt:
     positions: NDArray[np.int64] = field(repr=False)  # (3, n): time, height, width
     position_delta: int  # position of generated token at index i is i + delta, on all three rows
     media: tuple[MediaItem, ...] = ()
+    is_thinking: bool = False  # it ends inside an open `<think>`
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def num_media_tokens(self, kind: MediaKind) -> int:
         return sum(item.num_tokens for item in self.media if item.kind == kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSize:
+    """What one picture or clip costs."""
+
+    grid: tuple[int, int, int]  # patches in time, height, width
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSize:
+    """What a prompt costs, known before any pixel is decoded."""
+
+    num_tokens: int
+    message_tokens: tuple[int, ...]  # of what each message says, without the template's words
+    media: tuple[MediaSize, ...]
 
 
 # Sampling --------------------------------------------------------------------------------------
@@ -228,6 +255,7 @@ class ModelCard:
     names: tuple[str, ...]  # the first is the id, the others are aliases
     created: int  # unix seconds
     max_model_len: int  # prompt and answer together, in tokens
+    vocab_size: int  # of the model's logits
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
 
@@ -298,6 +326,7 @@ Grammar = JsonGrammar | ChoiceGrammar | ToolGrammar
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     ERROR = "error"  # never on the wire
 
 

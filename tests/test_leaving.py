@@ -19,6 +19,7 @@ CARD = ModelCard(
     names=("tiny",),
     created=0,
     max_model_len=1600,
+    vocab_size=258,
     eos_token_ids=frozenset(),
     defaults=SamplingDefaults(temperature=0.0),
 )

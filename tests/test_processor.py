@@ -244,7 +244,7 @@ def test_a_clips_keys_do_what_they_do_in_the_recipe(
 ) -> None:
     turns: list[Turn] = [("user", (clip_file, "What moves?"))]
     limits = resolved_limits(rig.family)["video"] | keys
-    prompt, _ = ours(rig, turns, MediaOptions(**keys))
+    prompt, _ = ours(rig, turns, replace(MediaOptions(), **keys))
     assert_equal(rig, prompt, recipe(rig, turns, {"video": limits}))
 
 
@@ -260,7 +260,7 @@ def test_a_clips_keys_do_what_they_do_in_the_recipe(
 def test_a_pictures_keys_do_what_they_do_in_the_recipe(rig: Rig, keys: dict[str, int]) -> None:
     turns: list[Turn] = [("user", (picture(1, 300, 190), "What?"))]
     limits = resolved_limits(rig.family)["image"] | keys
-    prompt, _ = ours(rig, turns, MediaOptions(**keys))
+    prompt, _ = ours(rig, turns, replace(MediaOptions(), **keys))
     assert_equal(rig, prompt, recipe(rig, turns, {"image": limits}))
 
 

@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
 from litevl.api.auth import Authentication, Keys
-from litevl.api.chat import ChatCompletions, find_model
+from litevl.api.chat import ChatCompletions
+from litevl.api.completions import Completions
+from litevl.api.exchange import find_model
 from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
@@ -32,7 +34,7 @@ def create_app(config: Config, service: Service) -> ASGIApp:
         yield
         await service.stop()
 
-    router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
+    router = Router(routes(config, service), redirect_slashes=False, lifespan=lifespan)
     http = _wrap(router, config)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +61,7 @@ def _wrap(app: ASGIApp, config: Config) -> ASGIApp:
     return Normaliser(AnswerHeaders(app))
 
 
-def routes(service: Service) -> list[Route]:
+def routes(config: Config, service: Service) -> list[Route]:
     """Every address, as the normaliser spells it: `/v1/models` is `/models`."""
 
     async def health(request: Request) -> Response:
@@ -81,11 +83,13 @@ def routes(service: Service) -> list[Route]:
         card = service.ready_backend().card
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
+    chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),
         Route("/health/live", live),
         Route("/version", version),
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/chat/completions", ChatCompletions(service), methods=["POST"]),
+        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/completions", Completions(service), methods=["POST"]),
     ]

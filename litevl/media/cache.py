@@ -27,9 +27,12 @@ class MediaCache:
         return self._media.get(name)
 
     def put(self, name: bytes, media: LoadedMedia) -> None:
-        """Keep an item, whose frames must not change any more; one too large is not kept."""
-        if media.frames.nbytes > self._capacity or name in self._media:
+        """Keep an item, whose frames must not change any more, instead of an earlier one of that
+        name; one too large is not kept."""
+        if media.frames.nbytes > self._capacity:
             return
+        if earlier := self._media.pop(name, None):
+            self._used -= earlier.frames.nbytes
         self._media[name] = media
         self._used += media.frames.nbytes
         while self._used > self._capacity:

@@ -37,6 +37,7 @@ from litevl.sequence import (
     MediaPlan,
     MediaPlanner,
     MediaRef,
+    PlannedMedia,
     Probe,
 )
 
@@ -47,6 +48,7 @@ CACHE_BYTES = 2**28  # of decoded frames kept for later requests
 
 S = TypeVar("S")
 T = TypeVar("T")
+Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +76,27 @@ class MediaLoader:
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
         self._is_closed = False
 
-    async def load(self, refs: Many[MediaRef], scope: bytes = b"") -> list[LoadedMedia]:
+    async def load(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[LoadedMedia]:
         """Everything that one request refers to, in order; all of it or none.
 
-        What was decoded before in the same scope, from the same bytes with the same options, is
-        not decoded again, and has a digest that no other scope has. `MediaError`, or the planner's
-        `InvalidValueError`, for the first item that fails; the others are cancelled.
-        `UnavailableError` once it is closed.
+        `fit` may change what was planned, with all of it in view. What was decoded before in the
+        same scope, from the same bytes with the same options, is not decoded again, and has a
+        digest that no other scope has. `MediaError`, or the planner's `InvalidValueError`, for the
+        first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
+        return await _together(self._decode, await self._plan(refs, scope, fit))
+
+    async def measure(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[PlannedMedia]:
+        """What `load` would decode; raises what it would raise before that."""
+        return [planned for _, planned in await self._plan(refs, scope, fit)]
+
+    async def _plan(
+        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None
+    ) -> list[tuple[_Probed, PlannedMedia]]:
         if self._is_closed:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
@@ -89,7 +104,8 @@ class MediaLoader:
         probed = await _together(partial(self._probe, budget, scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
-        return await _together(self._decode, [(each, self._plan(each)) for each in probed])
+        planned = [self._plan_alone(each) for each in probed]
+        return list(zip(probed, await fit(planned) if fit else planned, strict=True))
 
     async def close(self) -> None:
         """End the children; nobody who is at work with one gets to the end of it."""
@@ -134,14 +150,16 @@ class MediaLoader:
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def _plan(self, probed: _Probed) -> MediaPlan:
-        return self._planner.plan(probed.probe, probed.ref.options, probed.ref.param)
+    def _plan_alone(self, probed: _Probed) -> PlannedMedia:
+        ref = probed.ref
+        plan = self._planner.plan(probed.probe, ref.options, ref.param)
+        return PlannedMedia(probe=probed.probe, plan=plan, param=ref.param, options=ref.options)
 
-    async def _decode(self, planned: tuple[_Probed, MediaPlan]) -> LoadedMedia:
-        probed, plan = planned
-        if probed.known:
-            return replace(probed.known, param=probed.ref.param)
-        loaded = await self._decode_anew(probed, plan)
+    async def _decode(self, pair: tuple[_Probed, PlannedMedia]) -> LoadedMedia:
+        probed, planned = pair
+        if probed.known and probed.known.plan == planned.plan:
+            return replace(probed.known, param=planned.param)
+        loaded = await self._decode_anew(probed, planned.plan)
         loaded.frames.setflags(write=False)
         self._cache.put(probed.name, loaded)
         return loaded
@@ -164,6 +182,7 @@ class MediaLoader:
             frames=frames,
             digest=_digest(probed, plan),
             param=probed.ref.param,
+            options=probed.ref.options,
         )
 
 

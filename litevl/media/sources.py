@@ -6,11 +6,11 @@ sockets or decoders.
 
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
-from litevl.sequence import MediaKind, MediaOptions, MediaRef
+from litevl.sequence import Detail, MediaKind, MediaOptions, MediaRef
 
 Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 
@@ -37,24 +37,46 @@ _OPTIONS = tuple(each.name for each in fields(MediaOptions))
 # Parts -----------------------------------------------------------------------------------------
 
 
-def parse_part(part: Mapping[str, object], param: str) -> MediaRef | None:
+def parse_part(
+    part: Mapping[str, object], param: str, defaults: MediaOptions = MediaOptions()
+) -> MediaRef | None:
     """The picture or clip that a content part refers to; None if the part is no media part.
 
-    `param` is the dotted path of the part. `InvalidValueError` for wrong types and contradictions,
-    `UnsupportedParameterError` for what litevl knows but cannot do.
+    `param` is the dotted path of the part; `defaults` hold where it says nothing else.
+    `InvalidValueError` for wrong types and contradictions, `UnsupportedParameterError` for what
+    litevl knows but cannot do.
     """
     kind = _KINDS.get(str(part.get("type")))
     if kind is None:
         return None
     url, inner = _find_url(part, param)
-    given = _merge(part, inner, param)
-    _check_detail(given, param)
-    return MediaRef(
-        declared=_declared_kind(url, kind),
-        url=url,
-        param=param,
-        options=_parse_options(given, param),
-    )
+    given = _parse_options(_merge(part, inner, param), param)
+    options = _with_defaults(given, defaults)
+    _check_contradictions(options, param)
+    return MediaRef(declared=_declared_kind(url, kind), url=url, param=param, options=options)
+
+
+def parse_defaults(value: object, param: str) -> MediaOptions:
+    """The options of a whole request (`mm_processor_kwargs`): Qwen's keys, by their names."""
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"{param} must be an object", param=param)
+    for name, each in value.items():
+        if name not in _OPTIONS and each is not None:
+            raise UnsupportedParameterError(
+                f"{param} has a key that litevl does not know: it takes {', '.join(_OPTIONS)}",
+                param=param,
+            )
+    options = _parse_options({k: v for k, v in value.items() if v is not None}, param)
+    _check_contradictions(options, param)
+    return options
+
+
+def _with_defaults(given: MediaOptions, defaults: MediaOptions) -> MediaOptions:
+    """What the part says; of the defaults, what does not exclude it."""
+    if given.fps or given.nframes:
+        defaults = replace(defaults, fps=None, nframes=None)
+    said = {name: each for name in _OPTIONS if (each := getattr(given, name)) is not None}
+    return replace(defaults, **said)
 
 
 def _find_url(part: Mapping[str, object], param: str) -> tuple[str, Mapping[str, object]]:
@@ -109,7 +131,7 @@ def _merge(
     """Qwen's keys and `detail`, wherever they stand; `null` means absent."""
     given: dict[str, object] = {}
     for source in (part, inner):
-        for name in (*_OPTIONS, "detail"):
+        for name in _OPTIONS:
             value = source.get(name)
             if value is None:
                 continue
@@ -122,15 +144,12 @@ def _merge(
     return given
 
 
-def _check_detail(given: Mapping[str, object], param: str) -> None:
-    detail = given.get("detail", "auto")
-    path = f"{param}.detail"
-    if detail not in ("auto", "low", "high"):
-        raise InvalidValueError(f"{path} must be auto, low or high", param=path)
-    if detail != "auto":
-        raise UnsupportedParameterError(
-            f"{path}: only auto is supported: use min_pixels and max_pixels instead", param=path
-        )
+def _detail(value: object, path: str) -> Detail:
+    for each in get_args(Detail):
+        if value == each:
+            detail: Detail = each
+            return detail
+    raise InvalidValueError(f"{path} must be auto, low or high", param=path)
 
 
 def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
@@ -140,7 +159,7 @@ def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
     def number(name: str) -> float | None:
         return _number(given[name], f"{param}.{name}", _LEAST[name]) if name in given else None
 
-    options = MediaOptions(
+    return MediaOptions(
         min_pixels=integer("min_pixels"),
         max_pixels=integer("max_pixels"),
         total_pixels=integer("total_pixels"),
@@ -152,9 +171,8 @@ def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
         max_frames=integer("max_frames"),
         video_start=number("video_start"),
         video_end=number("video_end"),
+        detail=_detail(given["detail"], f"{param}.detail") if "detail" in given else None,
     )
-    _check_contradictions(options, param)
-    return options
 
 
 def _integer(value: object, path: str) -> int:
