@@ -199,11 +199,11 @@ class MediaSize:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptSize:
     """What a prompt costs, known before any pixel is decoded."""
 
-    num_tokens: int
+    token_ids: NDArray[np.int64] = field(repr=False)  # (n,)
     message_tokens: tuple[int, ...]  # of what each message says, without the template's words
     media: tuple[MediaSize, ...]
 

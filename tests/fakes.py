@@ -233,7 +233,9 @@ class FakePreprocessor:
         ]
         item = MediaSize(grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM)
         return PromptSize(
-            num_tokens=sum(sizes), message_tokens=tuple(sizes), media=(item,) * len(media)
+            token_ids=np.zeros(sum(sizes), np.int64),
+            message_tokens=tuple(sizes),
+            media=(item,) * len(media),
         )
 
     def fit(

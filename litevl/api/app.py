@@ -21,6 +21,7 @@ from litevl.api.exchange import find_model
 from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
+from litevl.api.tokens import TokenEndpoints
 from litevl.config import Config
 from litevl.sequence import Health
 
@@ -83,6 +84,7 @@ def routes(config: Config, service: Service) -> list[Route]:
         card = service.ready_backend().card
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
+    tokens = TokenEndpoints(service)
     chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),
@@ -91,5 +93,8 @@ def routes(config: Config, service: Service) -> list[Route]:
         Route("/models", models),
         Route("/models/{name:path}", model),
         Route("/chat/completions", chat, methods=["POST"]),
+        Route("/chat/completions/input_tokens", tokens.input_tokens, methods=["POST"]),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/completions", Completions(service), methods=["POST"]),
     ]

@@ -13,14 +13,13 @@ from litevl.api.answer import AnswerReader
 from litevl.api.answering import Accepted, answer, new_head, new_sequences
 from litevl.api.auth import caller_of
 from litevl.api.exchange import find_model, parse_body, until_disconnect
-from litevl.api.ports import Backend, Fit
+from litevl.api.fitting import fit_for
+from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.receipts import receipts
 from litevl.api.responses import ChatForm
 from litevl.api.service import Service
-from litevl.sequence import FinishReason, PlannedMedia, Prompt
-
-RESERVED = 8  # with `media_fit`, this part of the context is left for an answer without a limit
+from litevl.sequence import FinishReason, Prompt
 
 
 class ChatCompletions:
@@ -40,7 +39,7 @@ class ChatCompletions:
         """Check the request, load its media and build its prompt."""
         request = await parse_body(body, scope, ChatCompletionRequest.parse)
         head = new_head("chatcmpl", find_model(backend.card, request.model))
-        fit = self._fit(backend, request) if request.fits_media else None
+        fit = fit_for(self._service, backend, request)
         media = await backend.media.load(request.media, caller_of(scope), fit)
         prepare = partial(backend.preprocessor.prepare, request.conversation, media)
         prompt = await self._service.in_worker(prepare)
@@ -66,19 +65,6 @@ class ChatCompletions:
             if request.wants_receipt
             else {},
         )
-
-    def _fit(self, backend: Backend, request: ChatCompletionRequest) -> Fit:
-        """Shrinks the media to the room that is left beside the answer."""
-        limit = backend.card.max_model_len
-        wanted = request.sampling.max_tokens or limit // RESERVED
-        fit = partial(
-            backend.preprocessor.fit, request.conversation, reserve=min(wanted, limit // 2)
-        )
-
-        async def fitted(planned: list[PlannedMedia]) -> list[PlannedMedia]:
-            return await self._service.in_worker(partial(fit, planned))
-
-        return fitted
 
     def _reader(
         self, request: ChatCompletionRequest, prompt: Prompt, backend: Backend

@@ -394,3 +394,41 @@ COMPLETION_FIELDS: Mapping[str, Reader] = {
     "response_format": read_response_format,
     "structured_outputs": read_structured_outputs,
 }
+
+
+# Tokens ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRequest:
+    """A checked body of `POST /tokenize`: a text, or a chat request."""
+
+    prompt: str | None = field(default=None, repr=False)
+    chat: ChatCompletionRequest | None = None
+    model: str | None = None
+    return_token_strs: bool = False
+
+    @classmethod
+    def parse(cls, body: Mapping[str, object]) -> "TokenizeRequest":
+        values = read_fields(body, {"model": text, "prompt": text, "return_token_strs": flag})
+        if body.get("messages") is not None:
+            return cls(chat=ChatCompletionRequest.parse(body), **values)
+        if "prompt" not in values:
+            refuse("prompt", "a text, unless there are `messages`")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetokenizeRequest:
+    """A checked body of `POST /detokenize`."""
+
+    tokens: tuple[int, ...] = field(repr=False)
+    model: str | None = None
+
+    @classmethod
+    def parse(cls, body: Mapping[str, object]) -> "DetokenizeRequest":
+        read = ListOf(Integer(0, 2**31 - 1), MAX_PROMPT_TOKENS)
+        values = read_fields(body, {"model": text, "tokens": read})
+        if "tokens" not in values:
+            refuse("tokens", "a list of token ids")
+        return cls(**values)
