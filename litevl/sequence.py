@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MediaKind = Literal["image", "video"]
-Detail = Literal["auto", "low", "high"]
+Detail = Literal["low", "high"]
 MediaKey = tuple[bytes, bytes]  # scope and digest: what may share features
 
 
@@ -36,17 +36,21 @@ class MediaOptions:
     max_frames: int | None = None
     video_start: float | None = None  # seconds
     video_end: float | None = None
-    detail: Detail | None = None  # OpenAI's word for a budget of pixels
+    detail: Detail | None = None  # OpenAI's word for a budget of pixels; `auto` is none given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRef:
-    """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind."""
+    """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind.
+
+    A clip may also come as pictures of its frames, an even number, `options.fps` a second.
+    """
 
     declared: MediaKind  # what the part called it; only used in errors before bytes are seen
-    url: str = field(repr=False)  # content: never logged
+    url: str = field(default="", repr=False)  # content: never logged
     param: str  # dotted path of the part, for errors: `messages[0].content[1]`
     options: MediaOptions = MediaOptions()
+    frames: tuple["MediaRef", ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,24 @@ async def test_what_was_decoded_before_is_not_decoded_again_in_the_same_scope(ma
         await loader.load([reference(clip(), options=options)], b"one"),
     ):
         assert other[0].frames is not first.frames and other[0].digest != first.digest
+
+
+async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -> None:
+    frames = tuple(
+        MediaRef(declared="image", url=data_url(png(*size)), param=f"v[{i}]")
+        for i, size in enumerate([(64, 48), (64, 48)])
+    )
+    options = MediaOptions(fps=4.0)
+    ref = MediaRef(declared="video", param="v", options=options, frames=frames)
+    loader = make()
+    (loaded,) = await loader.load([ref])
+    probe = loaded.probe
+    assert (probe.kind, probe.width, probe.height) == ("video", 64, 48)
+    assert (probe.num_frames, probe.fps, loaded.options.nframes) == (2, 4.0, 2)
+    assert (await loader.load([ref]))[0].frames is loaded.frames
+    bad = replace(ref, frames=(frames[0], reference(clip(), param="v[1]")))
+    error = await error_of(loader, bad)
+    assert (error.param, error.code) == ("v[1]", "video_parse_error")
 
 
 def test_the_cache_keeps_within_its_bytes_what_was_used_last() -> None:

@@ -44,6 +44,7 @@ from litevl.sequence import (
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
 PARALLEL = 8  # items of one request that load at the same time
 INLINE_BYTES = 2**16  # shorter URLs and files are not worth a thread
+FRAME_LIST_FPS = 2.0  # of a clip that comes as pictures and does not say
 CACHE_BYTES = 2**28  # of decoded frames kept for later requests
 
 S = TypeVar("S")
@@ -56,9 +57,10 @@ class _Probed:
     """An item whose header is known."""
 
     ref: MediaRef
-    item: Item
+    items: tuple[Item, ...]  # several where a clip comes as pictures of its frames
     name: bytes  # in the cache
     probe: Probe
+    num_pixels: int  # of pictures
     known: LoadedMedia | None  # decoded for an earlier request
 
 
@@ -127,6 +129,8 @@ class MediaLoader:
                 )
 
     async def _probe(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+        if ref.frames:
+            return await self._probe_frames(budget, scope, ref)
         data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
@@ -134,7 +138,33 @@ class MediaLoader:
         name = await self._of_bytes(len(data), _name, data, ref.options, scope)
         known = self._cache.get(name)
         probe = known.probe if known else await self._workers.probe(item)
-        return _Probed(ref=ref, item=item, name=name, probe=probe, known=known)
+        pixels = probe.width * probe.height if probe.kind == "image" else 0
+        return _Probed(
+            ref=ref, items=(item,), name=name, probe=probe, num_pixels=pixels, known=known
+        )
+
+    async def _probe_frames(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+        """Pictures as one clip of the size of the first."""
+        frames = await _together(partial(self._probe, budget, scope), ref.frames)
+        for each in frames:
+            if each.probe.kind != "image":
+                raise each.items[0].error("stands where a picture is wanted", "parse_error")
+        first, names = frames[0].probe, b"".join(each.name for each in frames)
+        name = blake2b(names, digest_size=16).digest()
+        return _Probed(
+            ref=ref,
+            items=tuple(item for each in frames for item in each.items),
+            name=name,
+            probe=Probe(
+                kind="video",
+                width=first.width,
+                height=first.height,
+                num_frames=len(frames),
+                fps=ref.options.fps or FRAME_LIST_FPS,
+            ),
+            num_pixels=sum(each.num_pixels for each in frames),
+            known=self._cache.get(name),
+        )
 
     async def _read(self, ref: MediaRef, budget: ByteBudget) -> bytes:
         if not is_data_url(ref.url):
@@ -151,9 +181,11 @@ class MediaLoader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _plan_alone(self, probed: _Probed) -> PlannedMedia:
-        ref = probed.ref
-        plan = self._planner.plan(probed.probe, ref.options, ref.param)
-        return PlannedMedia(probe=probed.probe, plan=plan, param=ref.param, options=ref.options)
+        ref, options = probed.ref, probed.ref.options
+        if ref.frames:  # they are seen whole
+            options = replace(options, fps=None, nframes=len(ref.frames), max_frames=None)
+        plan = self._planner.plan(probed.probe, options, ref.param)
+        return PlannedMedia(probe=probed.probe, plan=plan, param=ref.param, options=options)
 
     async def _decode(self, pair: tuple[_Probed, PlannedMedia]) -> LoadedMedia:
         probed, planned = pair
@@ -175,7 +207,11 @@ class MediaLoader:
             frames[done : done + len(batch)] = resized
             done += len(batch)
 
-        await self._workers.decode(probed.item, plan.frame_indices, keep)
+        if probed.ref.frames:
+            for index in plan.frame_indices:
+                await self._workers.decode(probed.items[index], (0,), keep)
+        else:
+            await self._workers.decode(probed.items[0], plan.frame_indices, keep)
         return LoadedMedia(
             probe=probed.probe,
             plan=plan,
@@ -189,9 +225,9 @@ class MediaLoader:
 def _spend_inline(refs: Iterable[MediaRef]) -> ByteBudget:
     """The request's budget, less what its data: URLs hold by their length."""
     budget = ByteBudget()
-    for ref in refs:
-        if is_data_url(ref.url):
-            budget.spend(len(ref.url) * 3 // 4, ref.declared, ref.param)
+    for each in (each for ref in refs for each in (ref, *ref.frames)):
+        if is_data_url(each.url):
+            budget.spend(len(each.url) * 3 // 4, each.declared, each.param)
     return budget
 
 
@@ -199,9 +235,9 @@ def _check_pixels(probed: Iterable[_Probed]) -> None:
     """One budget for all pictures of a request, before any of them is decoded."""
     pixels = 0
     for each in probed:
-        pixels += each.probe.width * each.probe.height if each.probe.kind == "image" else 0
+        pixels += each.num_pixels
         if pixels > MAX_REQUEST_PIXELS:
-            raise each.item.error(
+            raise each.items[0].error(
                 f"takes the request beyond {MAX_REQUEST_PIXELS // 10**6} megapixels: send less",
                 "too_large",
             )
