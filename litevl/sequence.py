@@ -173,6 +173,7 @@ class Prompt:
     positions: NDArray[np.int64] = field(repr=False)  # (3, n): time, height, width
     position_delta: int  # position of generated token at index i is i + delta, on all three rows
     media: tuple[MediaItem, ...] = ()
+    is_thinking: bool = False  # it ends inside `<think>`: the answer begins with reasoning
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -23,6 +23,7 @@ from litevl.api.ports import Backend
 from litevl.api.service import Service
 from litevl.config import Config
 from litevl.sequence import (
+    Conversation,
     Deliver,
     FinishReason,
     Health,
@@ -30,7 +31,6 @@ from litevl.sequence import (
     MediaItem,
     MediaPlan,
     MediaRef,
-    Message,
     ModelCard,
     Probe,
     Prompt,
@@ -38,6 +38,7 @@ from litevl.sequence import (
     Sequence,
     StepOutput,
     TextPart,
+    ToolFormat,
 )
 
 EOS = 256  # below it, a token is a byte
@@ -167,23 +168,24 @@ class FakeEngine:
 class FakePreprocessor:
     """A byte is a token; a picture or clip is four."""
 
+    tool_format: ToolFormat = "hermes"
     error: Exception | None = None
-    seen: list[tuple[Message, ...]] = field(default_factory=list)
+    seen: list[Conversation] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
     may_go: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.may_go.set()
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
-        self.seen.append(tuple(messages))
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
+        self.seen.append(conversation)
         self.entered.set()
         self.may_go.wait(PATIENCE)
         if self.error:
             raise self.error
         ids: list[int] = []
         items: list[MediaItem] = []
-        for part in (part for message in messages for part in message.parts):
+        for part in (part for message in conversation.messages for part in message.parts):
             if isinstance(part, TextPart):
                 ids += part.text.encode()
             else:

@@ -29,7 +29,7 @@ from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.service import Service
 from litevl.config import Config
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.sequence import Conversation, FinishReason, Health, Sequence, StepOutput
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def ready(engine: FakeEngine) -> tuple[Service, Backend]:
 
 def sequence() -> Sequence:
     request = ChatCompletionRequest.parse(body())
-    prompt = FakePreprocessor().prepare(request.messages, [])
+    prompt = FakePreprocessor().prepare(Conversation(messages=request.messages), [])
     params = request.sampling_params(CARD, len(prompt), seed=0)
     return Sequence(request_id="a", prompt=prompt, params=params)
 

@@ -35,7 +35,7 @@ from litevl.api.responses import (
 )
 from litevl.api.service import Service
 from litevl.errors import ModelNotFoundError
-from litevl.sequence import FinishReason, ModelCard, Prompt, Sequence, StepOutput
+from litevl.sequence import Conversation, FinishReason, ModelCard, Prompt, Sequence, StepOutput
 
 LARGE_BODY = 256 * 2**10  # bytes
 
@@ -83,7 +83,8 @@ class ChatCompletions:
         request = await _off_the_loop(len(body), parse)
         model = find_model(backend.card, request.model)
         media = await backend.media.load(request.media, caller_of(scope))
-        prepare = partial(backend.preprocessor.prepare, request.messages, media)
+        conversation = Conversation(messages=request.messages)
+        prepare = partial(backend.preprocessor.prepare, conversation, media)
         prompt = await self._service.in_worker(prepare)
         params = request.sampling_params(backend.card, len(prompt), self._service.draw_seed())
         name = f"chatcmpl-{uuid.uuid4().hex}"

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from litevl.sequence import (
+    Conversation,
     Deliver,
     Health,
     LoadedMedia,
     MediaRef,
-    Message,
     ModelCard,
     Prompt,
     Sequence,
+    ToolFormat,
 )
 
 
@@ -47,9 +48,16 @@ class Engine(Protocol):
 
 
 class Preprocessor(Protocol):
-    """Messages and pixels to ids. Slow: called in a worker thread; safe to call from several."""
+    """Conversations and pixels to ids. Slow: called in worker threads, several at once."""
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt: ...
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls."""
+        ...
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
+        """Raises InvalidValueError (what the chat template refuses) or ContextLengthError."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token, perhaps part of a character; b"" for control tokens."""

@@ -1,4 +1,4 @@
-"""Messages and pixels to ids, pixel patches and 3-D positions, exactly as Qwen's own recipe does.
+"""Conversations and pixels to ids, patches and 3-D positions, exactly as Qwen's own recipe does.
 
 The recipe: qwen-vl-utils chooses and resizes, then the checkpoint's transformers processor, called
 with `do_resize=False` and the clip's metadata, expands placeholders and makes patches; the model
@@ -34,15 +34,16 @@ from litevl.errors import ConfigError, ContextLengthError, InternalError, Invali
 from litevl.models.media_policy import UNKNOWN_FPS, MediaPolicy, PixelRange
 from litevl.models.prompt_text import PromptText
 from litevl.sequence import (
+    Conversation,
     LoadedMedia,
     MediaItem,
     MediaKind,
     MediaOptions,
     MediaPart,
     MediaPlan,
-    Message,
     Probe,
     Prompt,
+    ToolFormat,
 )
 
 
@@ -119,16 +120,23 @@ class Processor:
 
     # For the api -----------------------------------------------------------------------------
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls, which its chat template tells."""
+        return self._text.tool_format
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
         """Ids, positions and patches of a conversation.
 
-        Raises `InvalidValueError` where the chat template cannot take the messages and
+        Raises `InvalidValueError` where the chat template cannot take the conversation and
         `ContextLengthError`, before any patch is computed, where the prompt leaves no room.
         """
-        order = [media[part.index] for part in _media_parts(messages)]
+        order = [media[part.index] for part in _media_parts(conversation)]
         sized = [self._size(each) for each in order]
-        self._check_length(self._text.least_tokens(messages), sized)  # before any slow work
-        ids = self._text.encode(messages, media, lambda text: self._expand(text, sized))
+        self._check_length(self._text.least_tokens(conversation), sized)  # before any slow work
+        rendered = self._text.render(conversation, media)
+        self._check_length(rendered.least_tokens, sized)  # with the tools, before the slowest
+        ids = self._text.encode(rendered, lambda text: self._expand(text, sized))
         token_ids = np.array(ids, dtype=np.int64)
         places = self._places(token_ids, sized)
         self._check_length(len(ids) - sum(each.num_tokens for each in sized), sized)
@@ -138,6 +146,7 @@ class Processor:
             positions=positions,
             position_delta=delta,
             media=tuple(self._item(*pair) for pair in zip(sized, places, strict=True)),
+            is_thinking=rendered.is_thinking,
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -256,8 +265,8 @@ class Processor:
         )
 
 
-def _media_parts(messages: Many[Message]) -> Iterator[MediaPart]:
-    for message in messages:
+def _media_parts(conversation: Conversation) -> Iterator[MediaPart]:
+    for message in conversation.messages:
         for part in message.parts:
             if isinstance(part, MediaPart):
                 yield part
