@@ -99,6 +99,7 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     template_kwargs: tuple[tuple[str, object], ...] = ()  # JSON values by name
+    reasoning_effort: str | None = None  # OpenAI's word; "none" asks for an answer at once
 
 
 # Media -----------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ class FakeGrammars:
         self.compiled: list[tuple[Grammar, bool]] = []
         self.error: Exception | None = None
 
-    def compile(self, grammar: Grammar, *, after_thinking: bool) -> TokenMask:
+    def compile(self, grammar: Grammar, *, after_thinking: bool, param: str) -> TokenMask:
         self.compiled.append((grammar, after_thinking))
         if self.error:
             raise self.error

@@ -67,8 +67,12 @@ async def new_sequences(
     name: str,
     scope: Scope,
     grammar: Grammar | None,
+    grammar_param: str,
 ) -> list[Sequence]:
-    """A sequence for each answer to each prompt, in order; raises what cannot be sampled so."""
+    """A sequence for each answer to each prompt, in order; raises what cannot be sampled so.
+
+    `grammar_param` is the field that asks for the grammar, for errors.
+    """
     params = [
         each
         for prompt in prompts
@@ -79,8 +83,8 @@ async def new_sequences(
         prompt = prompts[index // sampling.n]
         mask = None
         if grammar:
-            compiled = partial(backend.grammars.compile, grammar, after_thinking=prompt.is_thinking)
-            mask = await service.in_worker(compiled)
+            compile_ = partial(backend.grammars.compile, grammar, param=grammar_param)
+            mask = await service.in_worker(partial(compile_, after_thinking=prompt.is_thinking))
         sequences.append(
             Sequence(
                 request_id=f"{name}-{index}",

@@ -51,6 +51,7 @@ class ChatCompletions:
             name=head.id,
             scope=scope,
             grammar=request.grammar(backend.preprocessor.tool_format),
+            grammar_param=request.grammar_param,
         )
         return Accepted(
             head=head,

@@ -40,6 +40,7 @@ class Completions:
             name=head.id,
             scope=scope,
             grammar=request.document,
+            grammar_param=request.document_param,
         )
         return Accepted(
             head=head,

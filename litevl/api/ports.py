@@ -94,10 +94,11 @@ class Preprocessor(Protocol):
 class GrammarCompiler(Protocol):
     """What answers must look like, as masks of tokens."""
 
-    def compile(self, grammar: Grammar, *, after_thinking: bool) -> TokenMask:
-        """A mask of its own for one answer; slow, from any thread. InvalidValueError if it cannot.
+    def compile(self, grammar: Grammar, *, after_thinking: bool, param: str) -> TokenMask:
+        """A mask of its own for one answer; slow, from any thread.
 
-        After thinking: the form begins where the model ends its open thought.
+        After thinking: the form begins where the model ends its open thought. InvalidValueError
+        for `param` where the form cannot be.
         """
         ...
 

@@ -217,6 +217,7 @@ class ChatCompletionRequest:
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     parallel_tool_calls: bool = True
     document: JsonGrammar | ChoiceGrammar | None = None  # what the answer must be
+    document_param: str = "response_format"  # the field that says so
     reasoning_effort: str | None = None
     template_kwargs: tuple[tuple[str, object], ...] = field(default=(), repr=False)
     fits_media: bool = False  # pictures and clips shrink to the room left
@@ -229,7 +230,7 @@ class ChatCompletionRequest:
         _refuse_unsupported(body)
         reader = MessageReader(values.pop("mm_processor_kwargs", MediaOptions()))
         messages = reader.read(body.get("messages"))
-        values["document"] = _one_document(values)
+        values |= _take_document(values)
         more = {}
         if longest := values.pop("max_completion_tokens", None):
             more["max_tokens"] = longest  # wins over `max_tokens`
@@ -255,6 +256,7 @@ class ChatCompletionRequest:
             messages=self.messages,
             tools=self.tools if self.tool_choice.mode != "none" else (),
             template_kwargs=self.template_kwargs,
+            reasoning_effort=self.reasoning_effort,
         )
 
     def grammar(self, tool_format: ToolFormat) -> Grammar | None:
@@ -265,6 +267,11 @@ class ChatCompletionRequest:
         tools = tuple(tool for tool in self.tools if name in (None, tool.name))
         is_parallel = self.parallel_tool_calls and name is None
         return ToolGrammar(tools, tool_format, is_parallel)
+
+    @property
+    def grammar_param(self) -> str:
+        """The field that asks for the grammar."""
+        return "tools" if self.tool_choice.mode == "required" else self.document_param
 
     def _check_tools(self) -> None:
         choice = self.tool_choice
@@ -285,12 +292,13 @@ def _chat_logprobs(values: dict[str, Any]) -> int | None:
     return (top or 0) if is_wanted else None
 
 
-def _one_document(values: dict[str, Any]) -> JsonGrammar | ChoiceGrammar | None:
+def _take_document(values: dict[str, Any]) -> dict[str, Any]:
+    """Both ways to ask for a form as `document` and `document_param`."""
     wanted, structured = values.pop("response_format", None), values.pop("structured_outputs", None)
     if wanted and structured:
         refuse("structured_outputs", "left out where `response_format` asks for JSON")
-    document: JsonGrammar | ChoiceGrammar | None = wanted or structured
-    return document
+    param = "structured_outputs" if structured else "response_format"
+    return {"document": wanted or structured, "document_param": param}
 
 
 CHAT_FIELDS: Mapping[str, Reader] = {
@@ -342,6 +350,7 @@ class CompletionRequest:
     model: str | None = None
     echo: bool = False
     document: JsonGrammar | ChoiceGrammar | None = None  # what the answer must be
+    document_param: str = "response_format"  # the field that says so
 
     @classmethod
     def parse(cls, body: Mapping[str, object]) -> "CompletionRequest":
@@ -352,7 +361,7 @@ class CompletionRequest:
         for name in ("suffix", "prompt_logprobs", "best_of"):
             if body.get(name) not in (None, "", 0, 1):
                 unsupported(name, "leave it out")
-        document = _one_document(values)
+        values |= _take_document(values)
         logprobs = values.pop("logprobs", None)
         if logprobs is not None and values.get("echo"):
             unsupported("logprobs", "those of a prompt are not known: leave out `echo`")
@@ -361,10 +370,9 @@ class CompletionRequest:
             prompts=values.pop("prompt"),
             sampling=_sampling(body, logprobs, **more),
             streaming=_streaming(body),
-            document=document,
             **values,
         )
-        if document:
+        if request.document:
             request.sampling.check_form()
         return request
 

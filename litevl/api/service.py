@@ -55,14 +55,13 @@ class Generation:
 
     def __enter__(self) -> "Generation":
         """Add the sequences to the engine: all, or none and what `Engine.add` raises."""
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.push(self.__exit__)
             for sequence in self._sequences:
                 self._mailboxes[sequence.request_id] = self._mailbox
                 self._open.add(sequence.request_id)
                 self._engine.add(sequence)
-        except BaseException:
-            self.__exit__()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *reason: object) -> None:

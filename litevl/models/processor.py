@@ -1,4 +1,4 @@
-"""Messages and pixels to ids, pixel patches and 3-D positions, exactly as Qwen's own recipe does.
+"""Conversations and pixels to ids, patches and 3-D positions, exactly as Qwen's own recipe does.
 
 The recipe: qwen-vl-utils chooses and resizes, then the checkpoint's transformers processor, called
 with `do_resize=False` and the clip's metadata, expands placeholders and makes patches; the model
@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,25 +33,33 @@ from transformers.video_utils import VideoMetadata
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
 from litevl.models.media_policy import UNKNOWN_FPS, MediaPolicy, PixelRange
-from litevl.models.prompt_text import PromptText
+from litevl.models.prompt_text import PromptText, Rendered
 from litevl.sequence import (
+    Conversation,
     LoadedMedia,
     MediaItem,
     MediaKind,
     MediaOptions,
     MediaPart,
     MediaPlan,
+    MediaSize,
     Message,
+    PlannedMedia,
     Probe,
     Prompt,
+    PromptSize,
+    TextPart,
+    ToolFormat,
 )
+
+FITTING_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sized:
     """One medium of a prompt before its pixels are touched: everything that ids depend on."""
 
-    media: LoadedMedia
+    media: PlannedMedia
     grid: tuple[int, int, int]
     num_tokens: int
 
@@ -65,6 +74,7 @@ class Processor:
         self._hf = processor  # the one seam to transformers' untyped processors
         self._text = PromptText(processor)
         self._get_rope_index = _rope_index_of(model_config)
+        self._vocab_size = int(model_config.get_text_config().vocab_size)
         self._max_model_len = max_model_len
         self._policy = _policy(processor, config, self._text, max_model_len)
 
@@ -119,26 +129,91 @@ class Processor:
 
     # For the api -----------------------------------------------------------------------------
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls, which its chat template tells."""
+        return self._text.tool_format
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
         """Ids, positions and patches of a conversation.
 
-        Raises `InvalidValueError` where the chat template cannot take the messages and
+        Raises `InvalidValueError` where the chat template cannot take the conversation and
         `ContextLengthError`, before any patch is computed, where the prompt leaves no room.
         """
-        order = [media[part.index] for part in _media_parts(messages)]
+        order = [media[part.index] for part in _media_parts(conversation.messages)]
         sized = [self._size(each) for each in order]
-        self._check_length(self._text.least_tokens(messages), sized)  # before any slow work
-        ids = self._text.encode(messages, media, lambda text: self._expand(text, sized))
-        token_ids = np.array(ids, dtype=np.int64)
+        self._check_length(self._text.least_tokens(conversation), sized)  # before any slow work
+        rendered = self._text.render(conversation, media)
+        self._check_length(rendered.least_tokens, sized)  # with the tools, before the slowest
+        token_ids = self._encode(rendered, sized)
         places = self._places(token_ids, sized)
-        self._check_length(len(ids) - sum(each.num_tokens for each in sized), sized)
+        self._check_length(len(token_ids) - sum(each.num_tokens for each in sized), sized)
         positions, delta = self._rope_index(token_ids, sized)
         return Prompt(
             token_ids=token_ids,
             positions=positions,
             position_delta=delta,
-            media=tuple(self._item(*pair) for pair in zip(sized, places, strict=True)),
+            media=tuple(self._item(*each) for each in zip(order, sized, places, strict=True)),
+            is_thinking=rendered.is_thinking,
         )
+
+    def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
+        """What `prepare` would make, without pixels and however long."""
+        sized = [self._size(media[p.index]) for p in _media_parts(conversation.messages)]
+        rest = iter(sized)
+        message_tokens = []
+        for message in conversation.messages:
+            texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+            pictures = islice(rest, len(message.parts) - len(texts))
+            count = sum(map(self._text.count, texts)) + sum(each.num_tokens for each in pictures)
+            message_tokens.append(count)
+        return PromptSize(
+            token_ids=self._encode(self._text.render(conversation, media), sized),
+            message_tokens=tuple(message_tokens),
+            media=tuple(MediaSize(grid=each.grid, num_tokens=each.num_tokens) for each in sized),
+        )
+
+    def fit(
+        self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
+    ) -> list[PlannedMedia]:
+        """The media shrunk and thinned, the largest first, until `reserve` tokens are left beside
+        the prompt; as far as that is possible."""
+        media = list(media)
+        for _ in range(FITTING_ROUNDS):  # text around a clip's frames goes with them
+            over = len(self.measure(conversation, media).token_ids) + reserve - self._max_model_len
+            sizes = [self._size(each).num_tokens for each in media]
+            room = sum(sizes) - over
+            if over <= 0 or room < len(media):
+                break
+            share = _equal_share(sizes, room)
+            media = [
+                self._within(each, share) if size > share else each
+                for each, size in zip(media, sizes, strict=True)
+            ]
+        return media
+
+    def text_prompt(self, text: str | Many[int]) -> Prompt:
+        """Text, or token ids, as they are; `InvalidValueError` for ids that cannot be."""
+        ids = self._text.encode_text(text) if isinstance(text, str) else text
+        token_ids = np.array(ids, dtype=np.int64)
+        if not len(token_ids):
+            raise InvalidValueError("`prompt` must hold at least one token.", param="prompt")
+        if token_ids.max() >= self._vocab_size:
+            message = f"`prompt` must be made of token ids below {self._vocab_size}."
+            raise InvalidValueError(message, param="prompt")
+        if np.isin(token_ids, (self._hf.image_token_id, self._hf.video_token_id)).any():
+            message = "`prompt` must be text: pictures and clips are for chat completions."
+            raise InvalidValueError(message, param="prompt")
+        positions = np.tile(np.arange(len(token_ids)), (3, 1))
+        return Prompt(token_ids=token_ids, positions=positions, position_delta=0)
+
+    def decode(self, token_ids: Many[int]) -> str:
+        """The text of tokens, control tokens by their names."""
+        return self._text.decode(token_ids)
+
+    def token_name(self, token_id: int) -> bytes:
+        """A token's UTF-8 bytes, a control token's name."""
+        return self._text.token_name(token_id)
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's UTF-8 bytes; b"" for control tokens. They may end inside a character."""
@@ -146,7 +221,15 @@ class Processor:
 
     # Ids -------------------------------------------------------------------------------------
 
-    def _size(self, media: LoadedMedia) -> _Sized:
+    def _encode(self, rendered: Rendered, sized: Many[_Sized]) -> NDArray[np.int64]:
+        ids = self._text.encode(rendered, lambda text: self._expand(text, sized))
+        return np.array(ids, dtype=np.int64)
+
+    def _within(self, media: PlannedMedia, max_tokens: int) -> PlannedMedia:
+        policy = self._policy.within(max_tokens, media.probe)
+        return replace(media, plan=policy.plan(media.probe, media.options, media.param))
+
+    def _size(self, media: PlannedMedia) -> _Sized:
         reader = self._hf.image_processor if media.kind == "image" else self._hf.video_processor
         depth = 1 if media.kind == "image" else reader.temporal_patch_size
         pairs = -(-len(media.plan.frame_indices) // depth)
@@ -226,8 +309,7 @@ class Processor:
 
     # Pixels ----------------------------------------------------------------------------------
 
-    def _item(self, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
-        media = sized.media
+    def _item(self, media: LoadedMedia, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
         if media.kind == "image":
             picture = Image.fromarray(media.frames[0])
             output = self._hf.image_processor(
@@ -256,6 +338,16 @@ class Processor:
         )
 
 
+def _equal_share(sizes: Many[int], room: int) -> int:
+    """The most that each may take so that all fit into `room`, small ones leaving theirs over."""
+    for index, size in enumerate(sorted(sizes)):
+        share = room // (len(sizes) - index)
+        if size > share:
+            return max(share, 1)
+        room -= size
+    return max(sizes)
+
+
 def _media_parts(messages: Many[Message]) -> Iterator[MediaPart]:
     for message in messages:
         for part in message.parts:
@@ -275,7 +367,7 @@ def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
     return torch.tensor(frames).permute(0, 3, 1, 2)
 
 
-def _metadata(media: LoadedMedia) -> VideoMetadata:
+def _metadata(media: PlannedMedia) -> VideoMetadata:
     """What qwen-vl-utils' reader tells: the source's rate, and how many frames it chose from."""
     indices = media.plan.frame_indices
     return VideoMetadata(
