@@ -24,14 +24,15 @@ logger = logging.getLogger("litevl.grammar")
 
 MAX_CACHED = 16  # compiled grammars; all but the largest compile in milliseconds anyway
 MAX_CHARACTERS = 128 * 1024  # of one grammar in Lark, schemas included: about a second
-# llguidance's own limits do not bound what it does with patterns while it compiles: it compares
-# each of an object's with each other, and to intersect twenty takes minutes.
+# llguidance's own limits do not bound what it does with patterns while it compiles: 800 in one
+# object, each compared with each, or the intersection of 35 took more than half a minute.
 MAX_PATTERNS = 100
 MAX_PATTERNS_COMBINED = 12
 MAX_REASON = 200  # characters of what llguidance says against a schema
 
-# A step costs at most 20 ms and a mask 200 MB at these. Rows as wide as a step may be, since an
-# object of 500 optional properties needs more than the default; errors that quote no schema.
+# By llguidance's own figures one `fill` costs at most about 20 ms at these, and a mask 200 MB.
+# Rows as wide as a step may be, since an object of 500 optional properties needs more than the
+# default; errors that quote no schema.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
