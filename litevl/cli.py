@@ -256,6 +256,7 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
     from litevl.engine.memory import plan_for
     from litevl.media.loader import MediaLoader
     from litevl.models import loader
+    from litevl.models.grammar import Grammars
     from litevl.models.processor import Processor
 
     if not sys.stderr.isatty():
@@ -272,6 +273,7 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         names=config.served_model_name or (_default_name(config.model),),
         created=int(time()),
         max_model_len=plan.max_model_len,
+        vocab_size=model.vocab_size,
         eos_token_ids=settings.eos_token_ids,
         defaults=settings.defaults,
     )
@@ -284,6 +286,11 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         card=card,
         engine=_engine(model, plan, config),
         preprocessor=processor,
+        grammars=Grammars(
+            processor.tokenizer,
+            vocab_size=model.vocab_size,
+            eos_token_ids=settings.eos_token_ids,
+        ),
         media=MediaLoader(processor, config),
     )
     return backend, summary

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from qwen_vl_utils import vision_process as qwen
+from tokenizers import Tokenizer
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as resize_frames
 from transformers import (
@@ -126,6 +127,11 @@ class Processor:
         )
         result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
         return result
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What grammars are compiled for."""
+        return self._text.tokenizer
 
     # For the api -----------------------------------------------------------------------------
 

@@ -44,14 +44,14 @@ class PromptText:
         self._template = ChatTemplate(processor)
         backend = processor.tokenizer.backend_tokenizer
         # Copies of our own: transformers changes settings of its object in every call.
-        self._tokenizer = _copy(backend)
+        self.tokenizer = _copy(backend)
         self._plain_tokenizer = _copy(backend, added_tokens=[], post_processor=None)
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
         alternatives = sorted(added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, alternatives)) or r"(?!)")
         self._inner = frozenset(token.strip(_BRACKETS) for token in added)
-        self._names = _names_table(self._tokenizer)
-        self._bytes = _bytes_table(self._tokenizer, self._names)
+        self._names = _names_table(self.tokenizer)
+        self._bytes = _bytes_table(self.tokenizer, self._names)
         self._longest = max(map(len, self._bytes))  # a character is a byte at least
 
     @property
@@ -76,7 +76,7 @@ class PromptText:
         """Expand the placeholders of pictures and clips, and tokenise."""
         ids: list[int] = []
         for piece, typed in rendered.cut.split(expand(rendered.text)):
-            tokenizer = self._plain_tokenizer if typed else self._tokenizer
+            tokenizer = self._plain_tokenizer if typed else self.tokenizer
             ids += tokenizer.encode(piece, add_special_tokens=False).ids
         return ids
 
@@ -92,7 +92,7 @@ class PromptText:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text that is a whole prompt: control tokens in it are meant."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, token_ids: Many[int]) -> str:
