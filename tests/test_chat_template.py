@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoProcessor
@@ -202,6 +202,7 @@ def test_a_template_without_tools_is_given_what_one_with_tools_would_write(
 
 
 @given(text=st.text())
+@example("think")
 def test_clean_strings_of_tools_and_calls_are_tokenised_whole(hf: Any, text: str) -> None:
     processor = with_template(hf, HERMES)
     messages = (
