@@ -129,6 +129,7 @@ def test_text_goes_out_at_once_and_tags_wait() -> None:
         [Content("\n\nx")],
         [],
     ]
+    assert pushes(["\n"], reasoning_in_content=True) == [[Content("\n")], []]
 
 
 def test_a_call_goes_out_as_its_name_and_then_as_it_grows() -> None:
@@ -207,12 +208,14 @@ def test_reasoning_in_content_is_as_the_model_wrote_it() -> None:
         ('{"name": "f"}', "{}"),
         ('{"name": "f", "arguments": null}', "{}"),
         ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+        ('{"name": "f", "arguments": "{\n\\"a\\": 1}"}', '{\n"a": 1}'),
         ('{"name": "f", "arguments": [1, 2]}', "[1, 2]"),
         ('{"name": "f", "id": 7, "arguments": {}, "arguments": {"b": 1}, "name": "g"}', "{}"),
         ('{ "name" : "f" ,"arguments" :{"a":1} }', '{"a":1}'),
         ('{"name": "\\u0066", "arguments": {"圆": "\n"}}', '{"圆": "\n"}'),
         ('{"name": "f", "arguments": {"a": 1}', '{"a": 1}'),  # a bracket is missing
         ('{"name": "f", "arguments": {"a": 1', '{"a": 1\n'),  # two are
+        ('{"name": "f", "arguments": {}}}', "{}"),  # one too many
     ],
 )
 def test_json_calls(body: str, arguments: str) -> None:
@@ -249,7 +252,14 @@ def test_a_call_without_its_closing_tag_is_whole_when_its_object_is() -> None:
 
 
 def test_a_call_that_is_cut_off_does_not_look_whole() -> None:
-    for text in ('{"name": "f", "arguments": {"a": 1', "<function=f>\n<parameter=text>\nx\n"):
+    texts = (
+        '{"name": "f"',
+        '{"name": "f", "arguments": {"a": 1',
+        "<function=f>",
+        "<function=f>\n<parameter=text>\nx\n",
+        "<function=f>\n<parameter=text>\nx\n</parameter>\n",
+    )
+    for text in texts:
         (call,) = read(f"<tool_call>\n{text}", **XML).calls
         with pytest.raises(ValueError, match="line 1"):
             json.loads(call.arguments)

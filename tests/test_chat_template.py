@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoProcessor
@@ -202,6 +202,7 @@ def test_a_template_without_tools_is_given_what_one_with_tools_would_write(
 
 
 @given(text=st.text())
+@example("think")
 def test_clean_strings_of_tools_and_calls_are_tokenised_whole(hf: Any, text: str) -> None:
     processor = with_template(hf, HERMES)
     messages = (
@@ -388,23 +389,13 @@ def test_options_reach_the_template(hf: Any) -> None:
     assert control(hf, ids) == control(hf, ids_of(text, clean))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "thinking",
-        "tokenize",
-        "chat_template",
-        "add_generation_prompt",
-        "messages",
-        "tools",
-        "documents",
-        "eos_token",
-        "namespace",
-        "raise_exception",
-        "message",
-        "kwargs",
-    ],
+TAKEN = (
+    "tokenize chat_template add_generation_prompt messages tools documents "
+    "eos_token namespace raise_exception message kwargs thinking"
 )
+
+
+@pytest.mark.parametrize("name", TAKEN.split())
 def test_other_options_are_refused_with_a_list_of_those_that_work(hf: Any, name: str) -> None:
     text = PromptText(with_template(hf, THINKING))
     conversation = Conversation(messages=PLAIN_TALK, template_kwargs=((name, True),))
@@ -413,10 +404,24 @@ def test_other_options_are_refused_with_a_list_of_those_that_work(hf: Any, name:
     assert caught.value.param == f"chat_template_kwargs.{name}"
 
 
-def test_a_template_without_options_says_so(hf: Any) -> None:
-    conversation = Conversation(messages=PLAIN_TALK, template_kwargs=(("enable_thinking", True),))
-    with pytest.raises(InvalidValueError, match="it has: none"):
-        PromptText(with_template(hf, HERMES)).render(conversation, [])
+@pytest.mark.parametrize(
+    ("template", "options"),
+    [
+        ("{% set a = b %}{{ a }}", "b"),
+        ("{% set a = a | default(1) %}{{ a }}", "a"),
+        ("{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}", "a"),
+        ("{% if messages %}{% set a = 1 %}{% endif %}{{ a }}", "none"),
+        ("{% macro m(a, b=c) %}{{ a }}{{ d }}{% endmacro %}{{ m(a) }}", "a, c, d"),
+        ("{% for a in messages %}{{ loop.index }}{% break %}{% endfor %}", "none"),
+        ("{{ namespace() }}{{ range(2) }}{{ strftime_now('%Y') }}{{ eos_token }}", "none"),
+    ],
+)
+def test_options_are_what_the_template_does_not_set_itself(
+    hf: Any, template: str, options: str
+) -> None:
+    conversation = Conversation(messages=PLAIN_TALK, template_kwargs=(("other", 1),))
+    with pytest.raises(InvalidValueError, match=f"it has: {options}$"):
+        PromptText(with_template(hf, template)).render(conversation, [])
 
 
 def test_tools_too_long_for_the_context_are_refused_before_they_are_tokenised(

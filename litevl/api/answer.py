@@ -285,8 +285,7 @@ class AnswerReader:
         following = yield from self._text.peek()
         if following and not has_arguments:
             self._argue("{}")
-        if following == "}":
-            self._text.take()
+        yield from self._text.skip("}")  # models close more than they opened, too
 
     def _read_arguments(self) -> Reads[None]:
         """An object goes out as it grows; anything else when it is whole."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, TemplateError, meta
+from jinja2 import Environment, TemplateError, meta, nodes
 
 from litevl.errors import ConfigError, InvalidValueError, UnsupportedParameterError
 from litevl.sequence import (
@@ -152,14 +152,31 @@ class ChatTemplate:
 
 
 def _variables(template: str) -> set[str]:
-    """The names that a template reads and does not set."""
+    """The names that a template takes from whoever renders it."""
     # This tag of transformers' own marks what to train on; jinja2 alone does not know it.
     text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except TemplateError as error:
         raise ConfigError(f"the checkpoint's chat template is no Jinja: {error}") from error
-    return meta.find_undeclared_variables(tree)
+    # What is set in one branch and read in another is undeclared to Jinja, but no variable to us.
+    first: dict[str, str] = {}
+    for name in _evaluated_names(tree, frozenset()):
+        first.setdefault(name.name, name.ctx)
+    return {name for name in meta.find_undeclared_variables(tree) if first.get(name) == "load"}
+
+
+def _evaluated_names(node: nodes.Node, parameters: frozenset[str]) -> Iterator[nodes.Name]:
+    """Names in the order in which they are read and set, without the parameters of macros."""
+    if isinstance(node, nodes.Name) and node.name not in parameters:
+        yield node
+    if isinstance(node, nodes.Macro):
+        parameters |= {argument.name for argument in node.args}
+    children = list(node.iter_child_nodes())
+    if isinstance(node, nodes.Assign):
+        children.reverse()  # its value before its name
+    for child in children:
+        yield from _evaluated_names(child, parameters)
 
 
 def _taken_names(processor: Any) -> set[str]:

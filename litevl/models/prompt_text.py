@@ -61,16 +61,29 @@ class PromptText:
 
     def render(self, conversation: Conversation, media: Many[PlannedMedia]) -> Rendered:
         """Raises `InvalidValueError` where the template refuses the conversation."""
-        cut = _Cut(self._control, self._inner)
+        rendered, num_control, is_doubtful = self._render(conversation, media, cut_keys=False)
+        if is_doubtful:
+            strict, num_strict, _ = self._render(conversation, media, cut_keys=True)
+            if num_strict != num_control:  # the template did make control tokens of keys
+                return strict
+        return rendered
+
+    def _render(
+        self, conversation: Conversation, media: Many[LoadedMedia], *, cut_keys: bool
+    ) -> tuple[Rendered, int, bool]:
+        """Also how many control tokens the text has, and whether keys could be among them."""
+        cut = _Cut(self._control, self._inner if cut_keys else frozenset())
         rendering = self._template.render(conversation, media, cut.take)
         pieces = cut.split(rendering.text)
-        length = sum(len(p if typed else self._control.sub("", p)) for p, typed in pieces)
-        return Rendered(
+        cleared = [(p, 0) if typed else self._control.subn("", p) for p, typed in pieces]
+        rendered = Rendered(
             text=rendering.text,
             cut=cut,
-            least_tokens=length // self._longest,
+            least_tokens=sum(len(p) for p, _ in cleared) // self._longest,
             is_thinking=rendering.is_thinking,
         )
+        is_doubtful = any(key.strip(_BRACKETS) in self._inner for key in cut.keys)
+        return rendered, sum(number for _, number in cleared), is_doubtful
 
     def encode(self, rendered: Rendered, expand: Callable[[str], str]) -> list[int]:
         """Expand the placeholders of pictures and clips, and tokenise."""
@@ -115,6 +128,8 @@ class _Cut:
     """Control tokens that a caller typed, replaced by sentinels that nobody can guess."""
 
     def __init__(self, control: re.Pattern[str], inner: frozenset[str]) -> None:
+        """Keys that are `inner` to a control token are replaced as a whole."""
+        self.keys: set[str] = set()  # of objects, as they were typed
         self._control = control
         self._inner = inner
         self._nonce = secrets.token_hex(16)
@@ -132,6 +147,7 @@ class _Cut:
 
     def _take_key(self, key: str) -> str:
         """Some templates write keys in brackets of their own: `think` would become `<think>`."""
+        self.keys.add(key)
         if key.strip(_BRACKETS) in self._inner:
             return self._sentinel(key)
         return self._control.sub(self._replace, key)
