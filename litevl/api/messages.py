@@ -4,6 +4,7 @@ Called by `protocol.py`; `media/sources.py` reads the media parts. Knows no chat
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -18,6 +19,8 @@ ROLES: Mapping[str, Literal["system", "user", "assistant", "tool"]] = {
     "assistant": "assistant",
     "tool": "tool",
 }
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
 class MessageReader:
@@ -44,10 +47,13 @@ class MessageReader:
             unsupported(f"{param}.function_call", "use `tool_calls`")
         content = message.get("content")
         if role == "assistant":
+            reasoning = _reasoning(message, param)
+            if reasoning is None and isinstance(content, str):
+                reasoning, content = _split_thought(content)
             return Message(
                 role=role,
                 parts=() if content is None else self._content(content, f"{param}.content"),
-                reasoning=_reasoning(message, param),
+                reasoning=reasoning,
                 tool_calls=_tool_calls(message.get("tool_calls"), f"{param}.tool_calls"),
             )
         call = message.get("tool_call_id") if role == "tool" else None
@@ -73,6 +79,12 @@ class MessageReader:
             refuse(f"{param}.type", "text, image_url, video_url or another media type")
         self.media.append(ref)
         return MediaPart(len(self.media) - 1)
+
+
+def _split_thought(content: str) -> tuple[str | None, str]:
+    """Thought and answer of a turn that was told as one (`--reasoning-in-content`)."""
+    found = _THOUGHT.match(content)
+    return (found.group(1).strip("\n"), content[found.end() :]) if found else (None, content)
 
 
 def _reasoning(message: JSONObject, param: str) -> str | None:
