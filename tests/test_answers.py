@@ -330,6 +330,11 @@ def test_a_completions_logprobs_are_lists_beside_each_other(rig: Rig) -> None:
     }
 
 
+def test_a_text_that_leaves_no_room_is_400(rig: Rig) -> None:
+    answer = complete(rig, prompt="a" * 512)
+    assert "512" in assert_error(answer, 400, "context_length_exceeded", "prompt")
+
+
 def test_the_openai_package_completes_text(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="once", max_tokens=50)
     assert answer.choices[0].text == ANSWER

@@ -132,6 +132,16 @@ def test_what_is_no_text_is_refused(processor: Processor) -> None:
         assert caught.value.param == "prompt"
 
 
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(processor: Processor) -> None:
+    endless = "a" * 10**8
+    with pytest.raises(ContextLengthError) as caught:
+        processor.text_prompt(endless)
+    assert caught.value.param == "prompt"
+    message = Message(role="user", parts=(TextPart(endless),))
+    with pytest.raises(ContextLengthError):
+        processor.measure(Conversation(messages=(message,)), [])
+
+
 def test_control_tokens_have_a_name_and_no_bytes(processor: Processor) -> None:
     (end,) = processor.text_prompt("<|im_end|>").token_ids.tolist()
     assert (processor.token_name(end), processor.token_bytes(end)) == (b"<|im_end|>", b"")

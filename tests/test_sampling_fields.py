@@ -51,7 +51,7 @@ def test_max_tokens_is_clamped_to_the_room_left() -> None:
 def test_a_prompt_that_leaves_no_room_says_what_it_needs_and_what_fits() -> None:
     with pytest.raises(ContextLengthError, match="maximum context length is 512 tokens") as caught:
         sampled(parse(), 512)
-    assert "need 512" in caught.value.message
+    assert "needs 512" in caught.value.message
     assert caught.value.code == "context_length_exceeded"
 
 

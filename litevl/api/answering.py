@@ -68,15 +68,16 @@ async def new_sequences(
     scope: Scope,
     grammar: Grammar | None,
     grammar_param: str,
+    prompt_param: str,
 ) -> list[Sequence]:
     """A sequence for each answer to each prompt, in order; raises what cannot be sampled so.
 
-    `grammar_param` is the field that asks for the grammar, for errors.
+    `grammar_param` and `prompt_param` are the fields that errors about them name.
     """
     params = [
         each
         for prompt in prompts
-        for each in sampling.params(backend.card, len(prompt), service.draw_seed())
+        for each in sampling.params(backend.card, len(prompt), service.draw_seed(), prompt_param)
     ]
     sequences = []
     for index, each in enumerate(params):

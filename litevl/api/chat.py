@@ -52,6 +52,7 @@ class ChatCompletions:
             scope=scope,
             grammar=request.grammar(backend.preprocessor.tool_format),
             grammar_param=request.grammar_param,
+            prompt_param="messages",
         )
         return Accepted(
             head=head,

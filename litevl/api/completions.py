@@ -41,6 +41,7 @@ class Completions:
             scope=scope,
             grammar=request.document,
             grammar_param=request.document_param,
+            prompt_param="prompt",
         )
         return Accepted(
             head=head,

@@ -83,7 +83,9 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None  # how many likeliest tokens to tell with each chosen one
 
-    def params(self, card: ModelCard, prompt_len: int, seed: int) -> list[SamplingParams]:
+    def params(
+        self, card: ModelCard, prompt_len: int, seed: int, prompt_param: str = "messages"
+    ) -> list[SamplingParams]:
         """What the client asked, then the model's defaults, for each of the `n` answers.
 
         `seed` is taken where the client gave none. `max_tokens` is clamped to the room the prompt
@@ -92,10 +94,10 @@ class Sampling:
         room = card.max_model_len - prompt_len
         if room < 1:
             raise ContextLengthError(
-                f"This model's maximum context length is {card.max_model_len} tokens, but the "
-                f"messages and media need {prompt_len} and the answer at least 1. Shorten the "
-                "text, send fewer pictures or frames, or smaller ones with `max_pixels`.",
-                param="messages",
+                f"This model's maximum context length is {card.max_model_len} tokens: the prompt "
+                f"needs {prompt_len} and the answer at least 1. Shorten the text, send fewer "
+                "pictures or frames, or smaller ones with `max_pixels`.",
+                param=prompt_param,
             )
         self._check_tokens(card)
         defaults = card.defaults

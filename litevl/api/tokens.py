@@ -4,6 +4,8 @@
 
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -49,14 +51,13 @@ class TokenEndpoints:
         else:
             encode = partial(backend.preprocessor.text_prompt, asked.prompt or "")
             ids = (await self._service.in_worker(encode)).token_ids
-        tokens: list[int] = ids.tolist()
-        names = [backend.preprocessor.token_name(each).decode(errors="replace") for each in tokens]
+        names = partial(_names, backend, ids) if asked.return_token_strs else lambda: None
         return JSONResponse(
             {
-                "count": len(tokens),
+                "count": len(ids),
                 "max_model_len": backend.card.max_model_len,
-                "tokens": tokens,
-                "token_strs": names if asked.return_token_strs else None,
+                "tokens": ids.tolist(),
+                "token_strs": await self._service.in_worker(names),
             }
         )
 
@@ -75,3 +76,8 @@ class TokenEndpoints:
         media = await backend.media.measure(asked.media, caller_of(scope), fit)
         measure = partial(backend.preprocessor.measure, asked.conversation, media)
         return await self._service.in_worker(measure), media
+
+
+def _names(backend: Backend, token_ids: NDArray[np.int64]) -> list[str]:
+    name = backend.preprocessor.token_name
+    return [name(token).decode(errors="replace") for token in token_ids.tolist()]

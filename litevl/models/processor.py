@@ -164,7 +164,11 @@ class Processor:
         )
 
     def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
-        """What `prepare` would make, without pixels and however long."""
+        """What `prepare` would make, without pixels; a little too long is no error here.
+
+        `ContextLengthError` where the text alone cannot fit, before it is looked at.
+        """
+        self._check_length(self._text.least_tokens(conversation), [])
         sized = [self._size(media[p.index]) for p in _media_parts(conversation.messages)]
         rest = iter(sized)
         message_tokens = []
@@ -199,7 +203,12 @@ class Processor:
         return media
 
     def text_prompt(self, text: str | Many[int]) -> Prompt:
-        """Text, or token ids, as they are; `InvalidValueError` for ids that cannot be."""
+        """Text, or token ids, as they are; `InvalidValueError` for ids that cannot be.
+
+        `ContextLengthError` for a text that cannot fit, before it is tokenised.
+        """
+        if isinstance(text, str):
+            self._check_length(self._text.least_tokens_of(text), [], param="prompt")
         ids = self._text.encode_text(text) if isinstance(text, str) else text
         token_ids = np.array(ids, dtype=np.int64)
         if not len(token_ids):
@@ -262,7 +271,7 @@ class Processor:
         )
         return str(expanded[0])
 
-    def _check_length(self, text_tokens: int, sized: Many[_Sized]) -> None:
+    def _check_length(self, text_tokens: int, sized: Many[_Sized], param: str = "messages") -> None:
         media_tokens = sum(each.num_tokens for each in sized)
         limit = self._max_model_len - 1  # the answer needs one
         if text_tokens + media_tokens <= limit:
@@ -277,7 +286,7 @@ class Processor:
                 f" Pictures and clips take {media_tokens} of them; {room} for each would fit"
                 f" (a picture: max_pixels {room * self._policy.factor**2})."
             )
-        raise ContextLengthError(message, param="messages")
+        raise ContextLengthError(message, param=param)
 
     def _places(self, token_ids: NDArray[np.int64], sized: Many[_Sized]) -> list[NDArray[np.int64]]:
         """The prompt indices of each medium's placeholder tokens, in the order of `sized`."""

@@ -96,8 +96,12 @@ class PromptText:
     def least_tokens(self, conversation: Conversation) -> int:
         """Fewer tokens than this cannot hold the messages' text; counted without rendering."""
         parts = (part for message in conversation.messages for part in message.parts)
-        length = sum(len(part.text) for part in parts if isinstance(part, TextPart))
-        return length // self._longest
+        texts = (part.text for part in parts if isinstance(part, TextPart))
+        return sum(map(len, texts)) // self._longest
+
+    def least_tokens_of(self, text: str) -> int:
+        """Fewer tokens than this cannot hold a text."""
+        return len(text) // self._longest
 
     def count(self, text: str) -> int:
         """Tokens of a text without control tokens."""
