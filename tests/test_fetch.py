@@ -222,6 +222,20 @@ async def test_opened_networks_allow_their_addresses_on_any_port_and_no_others(
     assert dialled == []
 
 
+async def test_where_domains_are_named_no_other_host_is_asked_for_at_any_hop(
+    dialled: list[httpx.Request],
+) -> None:
+    fetcher = Fetcher(domains=["Pictures.Example"], resolver=resolver())
+    assert await fetcher.fetch(reference("http://PICTURES.example./")) == png()
+    dialled.clear()
+    for url in ("http://other.example/", "http://sub.pictures.example/", f"http://{PUBLIC}/"):
+        assert await code_of(fetcher.fetch(reference(url))) == "invalid_image_url"
+    assert dialled == []
+    away = httpx.URL("http://pictures.example/", params={"to": "http://other.example/"})
+    assert await code_of(fetcher.fetch(reference(str(away)))) == "invalid_image_url"
+    assert len(dialled) == 1
+
+
 # Redirects -------------------------------------------------------------------------------------
 
 

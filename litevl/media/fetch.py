@@ -157,10 +157,13 @@ class Fetcher:
         self,
         networks: Iterable[IPNetwork] = (),
         *,
+        domains: Iterable[str] = (),
         resolver: Resolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
+        """Without `domains`, any public host may be fetched from; with them, these alone."""
         self._networks = tuple(networks)
+        self._domains = frozenset(domain.lower() for domain in domains)
         self._resolve = resolver or self._look_up
         # Not the loop's own threads: lookups that hang would stop all else that needs one.
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "litevl-dns")
@@ -200,6 +203,8 @@ class Fetcher:
 
     async def _choose_ip(self, address: Address) -> IPAddress:
         """Resolve once; every answer must be allowed, the first is dialled."""
+        if self._domains and address.host not in self._domains:
+            raise _RefusedError
         try:
             answers = await self._resolve(address.host, address.port)
         except (OSError, UnicodeError):
@@ -278,7 +283,8 @@ async def _read_body(response: httpx.Response, ref: MediaRef, budget: ByteBudget
 def _refused(ref: MediaRef) -> MediaError:
     return MediaError(
         f"{ref.param}: the address is refused: send a data: URL, or a percent-encoded"
-        " http(s) URL of a public host on port 80 or 443 (--media-networks opens private networks)",
+        " http(s) URL of a public host on port 80 or 443 (see --media-networks and"
+        " --allowed-media-domains)",
         param=ref.param,
         code=f"invalid_{ref.declared}_url",
     )

@@ -21,6 +21,7 @@ from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
 from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
+from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
     NOUN,
     ByteBudget,
@@ -72,7 +73,10 @@ class MediaLoader:
     ) -> None:
         self._planner = planner
         self._limits = config.limit_mm_per_prompt
-        self._fetcher = Fetcher(config.media_ip_networks, resolver=resolver)
+        self._fetcher = Fetcher(
+            config.media_ip_networks, domains=config.allowed_media_domains, resolver=resolver
+        )
+        self._files = LocalFiles(config.allowed_local_media_path)
         self._workers = Workers()
         self._cache = MediaCache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
@@ -167,9 +171,13 @@ class MediaLoader:
         )
 
     async def _read(self, ref: MediaRef, budget: ByteBudget) -> bytes:
-        if not is_data_url(ref.url):
-            return await self._fetcher.fetch(ref, budget)
-        return await self._of_bytes(len(ref.url), parse_data_url, ref)
+        if is_data_url(ref.url):
+            return await self._of_bytes(len(ref.url), parse_data_url, ref)
+        if is_file_url(ref.url):
+            data = await self._in_thread(self._files.read, ref)
+            budget.spend(len(data), ref.declared, ref.param)
+            return data
+        return await self._fetcher.fetch(ref, budget)
 
     async def _of_bytes(self, size: int, function: Callable[..., T], *args: object) -> T:
         """Work on so many bytes: here, or in a thread where it would keep the loop from others."""
