@@ -12,7 +12,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -311,6 +311,7 @@ def test_typed_placeholders_do_not_take_the_place_of_a_picture(rig: Rig) -> None
 
 @given(text=st.text())
 def test_text_without_control_tokens_is_tokenised_whole(rig: Rig, text: str) -> None:
+    assume(not any(token in text for token in rig.hf.tokenizer.get_added_vocab()))
     messages = [{"role": "user", "content": text}]
     rendered = rig.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ask(rig, text) == rig.hf.tokenizer(rendered)["input_ids"]

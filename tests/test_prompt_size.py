@@ -1,5 +1,8 @@
 """What a prompt costs before anything is decoded, and media made to fit the room that is left."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -90,6 +93,20 @@ def test_what_does_not_fit_is_made_to_fit_and_what_is_small_is_left(
     assert prompt.num_media_tokens("image") + prompt.num_media_tokens("video") > 100
     for before, after in zip(media, fitted, strict=True):
         assert before.probe is not PICTURE or after is before
+
+
+@pytest.mark.parametrize("probe", [LARGE, CLIP])
+def test_the_error_names_keys_with_which_it_would_fit(processor: Processor, probe: Probe) -> None:
+    narrow = processor.with_max_model_len(150)
+    with pytest.raises(ContextLengthError) as caught:
+        narrow.prepare(asked(1), [loaded(*planned(processor, probe))])
+    rate = re.search(r" fps ([0-9.]+)", caught.value.message)
+    pixels = re.search(r" max_pixels (\d+)\)", caught.value.message)
+    assert pixels and bool(rate) == (probe.kind == "video")
+    options = MediaOptions(max_pixels=int(pixels[1]), fps=float(rate[1]) if rate else None)
+    plan = processor.plan(probe, replace(options, min_frames=2), "p")
+    media = PlannedMedia(probe=probe, plan=plan, param="p")
+    assert len(narrow.prepare(asked(1), [loaded(media)])) < 150
 
 
 def test_what_fits_is_left_alone(processor: Processor) -> None:

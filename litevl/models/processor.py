@@ -8,6 +8,7 @@ where pixels come from nor what becomes of the ids; needs no weights.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from qwen_vl_utils import vision_process as qwen
 from tokenizers import Tokenizer
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as resize_frames
@@ -27,13 +27,13 @@ from transformers import (
     MODEL_MAPPING,
     AutoProcessor,
     PretrainedConfig,
-    Qwen3VLVideoProcessor,
 )
 from transformers.video_utils import VideoMetadata
 
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
-from litevl.models.media_policy import UNKNOWN_FPS, MediaPolicy, PixelRange
+from litevl.models.media_limits import media_policy_of
+from litevl.models.media_policy import UNKNOWN_FPS
 from litevl.models.prompt_text import PromptText, Rendered
 from litevl.sequence import (
     Conversation,
@@ -77,7 +77,7 @@ class Processor:
         self._get_rope_index = _rope_index_of(model_config)
         self._vocab_size = int(model_config.get_text_config().vocab_size)
         self._max_model_len = max_model_len
-        self._policy = _policy(processor, config, self._text, max_model_len)
+        self._policy = media_policy_of(processor, config, self._text, max_model_len)
 
     @classmethod
     def load(cls, path: str, model_config: PretrainedConfig, config: Config) -> "Processor":
@@ -148,9 +148,11 @@ class Processor:
         """
         order = [media[part.index] for part in _media_parts(conversation.messages)]
         sized = [self._size(each) for each in order]
-        self._check_length(self._text.least_tokens(conversation), sized)  # before any slow work
+        self._check_length(self._text.least_tokens(conversation), [])  # before any slow work
         rendered = self._text.render(conversation, media)
-        self._check_length(rendered.least_tokens, sized)  # with the tools, before the slowest
+        self._check_length(rendered.least_tokens, [])  # with the tools, before the slowest
+        if sized:
+            self._check_length(self._text_tokens(rendered, sized), sized)
         token_ids = self._encode(rendered, sized)
         places = self._places(token_ids, sized)
         self._check_length(len(token_ids) - sum(each.num_tokens for each in sized), sized)
@@ -240,6 +242,12 @@ class Processor:
         ids = self._text.encode(rendered, lambda text: self._expand(text, sized))
         return np.array(ids, dtype=np.int64)
 
+    def _text_tokens(self, rendered: Rendered, sized: Many[_Sized]) -> int:
+        """All but the media's own tokens, counted while each still is one placeholder."""
+        pairs = sum(each.grid[0] for each in _of_kind(sized, "video"))
+        text_tokens = len(self._text.encode(rendered, lambda text: text)) - len(sized)
+        return text_tokens + pairs * self._policy.pair_overhead
+
     def _within(self, media: PlannedMedia, max_tokens: int) -> PlannedMedia:
         policy = self._policy.within(max_tokens, media.probe)
         return replace(media, plan=policy.plan(media.probe, media.options, media.param))
@@ -284,9 +292,22 @@ class Processor:
             room = max(0, limit - text_tokens) // len(sized)
             message += (
                 f" Pictures and clips take {media_tokens} of them; {room} for each would fit"
-                f" (a picture: max_pixels {room * self._policy.factor**2})."
+                f" ({self._remedy(sized, room)}), and `media_fit: auto` sees to that."
             )
         raise ContextLengthError(message, param=param)
+
+    def _remedy(self, sized: Many[_Sized], room: int) -> str:
+        """The keys with which each of the media would take `room` tokens."""
+        remedies, pixels = [], room * self._policy.factor**2
+        if _of_kind(sized, "image"):
+            remedies.append(f"a picture: max_pixels {pixels}")
+        if clips := _of_kind(sized, "video"):
+            costly = max(clips, key=lambda each: each.num_tokens)
+            rate = _metadata(costly.media).sampled_fps * room / costly.num_tokens
+            # Fewer frames would grow, were they not kept at their size.
+            pixels = min(pixels, costly.media.plan.width * costly.media.plan.height)
+            remedies.append(f"a clip: fps {math.floor(rate * 1000) / 1000:g} max_pixels {pixels}")
+        return "; ".join(remedies)
 
     def _places(self, token_ids: NDArray[np.int64], sized: Many[_Sized]) -> list[NDArray[np.int64]]:
         """The prompt indices of each medium's placeholder tokens, in the order of `sized`."""
@@ -398,46 +419,3 @@ def _rope_index_of(model_config: PretrainedConfig) -> Any:
     stand_in = SimpleNamespace(config=model_config)
     stand_in.get_vision_position_ids = model_class.get_vision_position_ids.__get__(stand_in)
     return model_class.get_rope_index.__get__(stand_in)
-
-
-def _policy(processor: Any, config: Config, text: PromptText, max_model_len: int) -> MediaPolicy:
-    picture, video = processor.image_processor, processor.video_processor
-    factor = picture.patch_size * picture.merge_size
-    counts_all_frames = isinstance(video, Qwen3VLVideoProcessor)
-    frame, clip = _frame_ranges(picture, video, factor**2, counts_all_frames)
-    # Qwen3-VL writes the time before every pair of frames, and two vision tokens around it.
-    overhead = text.count("<1234.5 seconds>") + 2 if counts_all_frames else 0
-    return MediaPolicy(
-        factor=factor,
-        picture=PixelRange(least=picture.size.shortest_edge, most=picture.size.longest_edge),
-        frame=frame,
-        clip=clip,
-        fps=video.fps or qwen.FPS,
-        min_frames=video.min_frames or qwen.FPS_MIN_FRAMES,
-        default_max_frames=video.max_frames or qwen.FPS_MAX_FRAMES,
-        pair_overhead=overhead,
-        min_pixels_flag=config.min_pixels,
-        max_pixels_flag=config.max_pixels,
-        fps_flag=config.fps,
-        max_frames_flag=config.max_frames,
-        max_item_tokens=max_model_len // 2,
-    )
-
-
-def _frame_ranges(
-    picture: Any, video: Any, token_pixels: int, counts_all_frames: bool
-) -> tuple[PixelRange, PixelRange]:
-    """The checkpoint's pixels of a frame and of a clip, in qwen-vl-utils' terms."""
-    frame = PixelRange(
-        least=qwen.VIDEO_MIN_TOKEN_NUM * token_pixels, most=qwen.VIDEO_MAX_TOKEN_NUM * token_pixels
-    )
-    size = video.size
-    if counts_all_frames:
-        clip = PixelRange(least=size.shortest_edge, most=size.longest_edge)
-        return PixelRange(least=0, most=frame.most), clip
-    total = qwen.MODEL_SEQ_LEN * token_pixels * 0.9 * qwen.FRAME_FACTOR
-    clip = PixelRange(least=0, most=total)
-    # Without a video config transformers takes that of pictures: not meant for frames.
-    if size == picture.size:
-        return frame, clip
-    return PixelRange(least=size.shortest_edge, most=size.longest_edge), clip
