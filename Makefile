@@ -36,9 +36,14 @@ serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS
 test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)
 	@$(BIN)/pytest $(ARGS)
 
-fuzz: $(INSTALLED)  ## the scheduler in 10,000 longer random runs (FUZZ_RUNS=n FUZZ_STEPS=moves in each)
+fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under atheris (FUZZ_RUNS=n FUZZ_SECONDS=n)
 	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
 	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
+	@$(BIN)/pip install -q atheris
+	@for target in url data_url magic json_body request answer; do \
+	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
+	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
+	done
 
 check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff format --check --output-format concise .

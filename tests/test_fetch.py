@@ -80,6 +80,7 @@ PRIVATE = [
     "http://0x7f.1/", "http://①②⑦.0.0.1/", "http://１２７.0.0.1/", "http://127.0.0.1./",
     "http://127。0。0。1/",
     # IPv6, plain and carrying IPv4
+    "http://[20A]/", "http://[127.0.0.1]/",
     "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:a9fe:a9fe]/",
     "http://[::127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://[64:ff9b::a9fe:a9fe]/",
     "http://[64:ff9b:1::1]/", "http://[2002:7f00:1::]/", "http://[2002:5db8:d822::]/",
