@@ -89,6 +89,7 @@ class Config:
     api_key_file: str | None = option(
         None, "file with one key a line, made with a fresh key if missing", "FILE"
     )
+    metrics_needs_key: bool = option(False, "/metrics asks for the key like everything else")
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
     ssl_keyfile: str | None = option(None, "private key for https", "FILE")

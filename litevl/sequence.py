@@ -159,6 +159,7 @@ class LoadedMedia(PlannedMedia):
 
     frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
     digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
+    decode_seconds: float | None = None  # None: it was decoded for an earlier request
 
 
 # Prompts ---------------------------------------------------------------------------------------
@@ -356,6 +357,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     held_media: list[MediaItem] = field(default_factory=list)  # whose features it holds
     row: int = -1  # slot in the sampler's per-row state while running
+    started: float | None = None  # `time.monotonic` of when it first ran
     status: SequenceStatus = SequenceStatus.WAITING
 
     def __len__(self) -> int:
@@ -422,6 +424,21 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What the engine holds now, and what it has counted since its start."""
+
+    num_running: int  # sequences
+    num_waiting: int
+    num_blocks: int  # of the KV cache
+    kv_usage: float  # the share of these that sequences hold, from 0 to 1
+    block_size: int  # tokens
+    num_preemptions: int
+    prefix_queries: int  # prompt tokens
+    prefix_hits: int  # of these, found in the prefix cache
+    encoder_hits: int  # pictures and clips whose features were there
 
 
 class Health(StrEnum):

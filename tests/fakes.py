@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from litevl.config import Config
 from litevl.sequence import (
     Conversation,
     Deliver,
+    EngineStats,
     FinishReason,
     Grammar,
     Health,
@@ -99,6 +101,7 @@ class FakeEngine:
         if self.refusal:
             raise self.refusal
         with self._changed:
+            sequence.started = time.monotonic()
             self.added.append(sequence)
             self._running[sequence.request_id] = (sequence, self.script(sequence))
             self._changed.notify_all()
@@ -111,6 +114,19 @@ class FakeEngine:
 
     def health(self) -> Health:
         return self.state
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self.num_running,
+            num_waiting=0,
+            num_blocks=8,
+            kv_usage=min(self.num_running / 8, 1),
+            block_size=16,
+            num_preemptions=0,
+            prefix_queries=sum(len(each.prompt) for each in self.added),
+            prefix_hits=0,
+            encoder_hits=0,
+        )
 
     def stop(self) -> None:
         with self._changed:
@@ -275,6 +291,7 @@ class FakeMedia:
     async def load(
         self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
     ) -> list[LoadedMedia]:
+        known = {each.url for each in self.refs}
         return [
             LoadedMedia(
                 probe=each.probe,
@@ -282,6 +299,7 @@ class FakeMedia:
                 frames=np.zeros((1, each.plan.height, each.plan.width, 3), np.uint8),
                 digest=ref.url.encode()[:16],
                 param=each.param,
+                decode_seconds=None if ref.url in known else 0.25,
             )
             for ref, each in zip(refs, await self.measure(refs, scope, fit), strict=True)
         ]

@@ -8,6 +8,7 @@ import pytest
 from fakes import KEY, Rig, body, running
 from litevl.api.app import routes
 from litevl.api.auth import OPEN_PATHS, Keys
+from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.config import Config
 
@@ -34,7 +35,7 @@ WRONG = [
 ]
 METHODS = {
     route.path.replace("{name:path}", "tiny"): "POST" if "POST" in (route.methods or ()) else "GET"
-    for route in routes(Config(), Service(Config()))
+    for route in routes(Config(), Service(Config()), Records())
 }
 
 
@@ -53,7 +54,7 @@ def call(rig: Rig, path: str, headers: dict[str, str]) -> httpx.Response:
 @pytest.mark.parametrize("prefix", ["", "/v1", "//v1/"])
 @pytest.mark.parametrize("path", METHODS)
 def test_every_address_but_the_open_ones_asks_for_the_key(rig: Rig, path: str, prefix: str) -> None:
-    is_open = path in ("/health", "/health/live", "/version")
+    is_open = path in ("/health", "/health/live", "/version", "/metrics")
     assert (call(rig, prefix + path, {}).status_code == 200) == is_open
     assert call(rig, prefix + path, RIGHT[0]).status_code == 200
 

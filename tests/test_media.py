@@ -148,6 +148,7 @@ async def test_what_was_decoded_before_is_not_decoded_again_in_the_same_scope(ma
     assert again.frames is first.frames and not first.frames.flags.writeable
     assert [each.param for each in (first, again, beside)] == ["a", "b", "c"]
     assert again.digest == first.digest and loader._cache.used == first.frames.nbytes
+    assert first.decode_seconds and again.decode_seconds is beside.decode_seconds is None
     options = MediaOptions(max_pixels=2)
     for other in (
         await loader.load([reference(clip())], b"two"),

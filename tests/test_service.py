@@ -263,7 +263,7 @@ async def test_a_stop_string_is_told_when_the_engine_has_let_go() -> None:
         for index, name in enumerate(names)
     ]
     generation = service.generation(backend, sequences(*names))
-    async with aclosing(read_deltas(generation, choices)) as deltas:
+    async with aclosing(read_deltas(generation, choices, lambda delta: None)) as deltas:
         while (await anext(deltas)).finish_reason is None:
             pass
         assert engine.aborted == ["a"]  # though nobody has asked for what comes after it

@@ -22,6 +22,7 @@ from litevl.api.exchange import send_events
 from litevl.api.fields import JSONObject
 from litevl.api.ports import Backend
 from litevl.api.protocol import Sampling, Streaming
+from litevl.api.records import record_of
 from litevl.api.responses import (
     DONE,
     AnswerHead,
@@ -108,6 +109,8 @@ async def answer(
 ) -> None:
     """Generate, and send what came in the way that the request asks for."""
     accepted = await accepting
+    record = record_of(scope)
+    record.accept(accepted.head.model, accepted.prompts, accepted.sequences)
     token_bytes = backend.preprocessor.token_bytes
     choices = [
         Choice(
@@ -123,7 +126,7 @@ async def answer(
         )
     ]
     generation = service.generation(backend, accepted.sequences)
-    async with aclosing(read_deltas(generation, choices)) as deltas:
+    async with aclosing(read_deltas(generation, choices, record.note)) as deltas:
         if accepted.streaming.stream:
             await send_events(_events(deltas, accepted), scope, send)
             return

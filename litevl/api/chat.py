@@ -17,6 +17,7 @@ from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.receipts import receipts
+from litevl.api.records import record_of
 from litevl.api.responses import ChatForm
 from litevl.api.service import Service
 from litevl.sequence import FinishReason, Prompt
@@ -41,6 +42,7 @@ class ChatCompletions:
         head = new_head("chatcmpl", find_model(backend.card, request.model))
         fit = fit_for(self._service, backend, request)
         media = await backend.media.load(request.media, caller_of(scope), fit)
+        record_of(scope).load(media)
         prepare = partial(backend.preprocessor.prepare, request.conversation, media)
         prompt = await self._service.in_worker(prepare)
         sequences = await new_sequences(

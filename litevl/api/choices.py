@@ -131,10 +131,13 @@ class Choice:
         return ScoredToken(self._token_name(token_id), logprobs.chosen, top)
 
 
-async def read_deltas(generation: Generation, choices: Many[Choice]) -> AsyncGenerator[Delta, None]:
+async def read_deltas(
+    generation: Generation, choices: Many[Choice], watch: Callable[[Delta], None]
+) -> AsyncGenerator[Delta, None]:
     """The answers as they come; the last delta of each choice, and only that, has a finish reason.
 
     The engine has let go of a choice when its last delta is yielded, however slow the client is.
+    `watch` sees each delta before that.
     """
     by_name = {choice.request_id: choice for choice in choices}
     with generation:
@@ -145,6 +148,7 @@ async def read_deltas(generation: Generation, choices: Many[Choice]) -> AsyncGen
                 if deltas[-1].finish_reason:
                     generation.end(name)
             for delta in deltas:
+                watch(delta)
                 yield delta
 
 

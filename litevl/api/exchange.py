@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.json_body import parse_json
-from litevl.api.middleware import add_answer_header, request_id, to_litevl_error
+from litevl.api.middleware import add_answer_header, to_litevl_error
 from litevl.api.responses import EVENT_STREAM_HEADERS, error_object, event
 from litevl.errors import ModelNotFoundError
 from litevl.sequence import ModelCard
@@ -77,6 +77,6 @@ async def send_events(events: AsyncGenerator[bytes, None], scope: Scope, send: S
             async for body in events:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         except Exception as error:  # noqa: BLE001 - the status is out: the stream itself must tell
-            body = event(error_object(to_litevl_error(error, request_id(scope))))
+            body = event(error_object(to_litevl_error(error, scope)))
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

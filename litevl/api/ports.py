@@ -11,6 +11,7 @@ from typing import Protocol
 from litevl.sequence import (
     Conversation,
     Deliver,
+    EngineStats,
     Grammar,
     Health,
     LoadedMedia,
@@ -47,6 +48,10 @@ class Engine(Protocol):
 
     def health(self) -> Health:
         """READY, STALLED or DEAD, from the heartbeat of the step."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """What it holds and has counted; from any thread, without waiting for a step."""
         ...
 
     def stop(self) -> None:

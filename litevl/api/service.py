@@ -134,6 +134,11 @@ class Service:
         return Health.DRAINING if self._is_draining and health is Health.READY else health
 
     @property
+    def backend(self) -> Backend | None:
+        """The loaded model, in whatever health; None while it loads."""
+        return self._backend
+
+    @property
     def num_running(self) -> int:
         """Requests that wait for tokens."""
         return len(self._mailboxes)

@@ -6,6 +6,7 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
@@ -198,13 +199,14 @@ class MediaLoader:
     async def _decode(self, pair: tuple[_Probed, PlannedMedia]) -> LoadedMedia:
         probed, planned = pair
         if probed.known and probed.known.plan == planned.plan:
-            return replace(probed.known, param=planned.param)
+            return replace(probed.known, param=planned.param, decode_seconds=None)
         loaded = await self._decode_anew(probed, planned)
         loaded.frames.setflags(write=False)
         self._cache.put(probed.name, loaded)
         return loaded
 
     async def _decode_anew(self, probed: _Probed, planned: PlannedMedia) -> LoadedMedia:
+        began = time.monotonic()
         plan, kind = planned.plan, planned.kind
         frames = np.empty((len(plan.frame_indices), plan.height, plan.width, 3), np.uint8)
         done = 0
@@ -227,6 +229,7 @@ class MediaLoader:
             options=planned.options,
             frames=frames,
             digest=_digest(probed, plan),
+            decode_seconds=time.monotonic() - began,
         )
 
 
