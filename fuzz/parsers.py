@@ -87,7 +87,7 @@ def answer(data: bytes) -> None:
             AnswerReader(
                 is_thinking=bool(data[0] & 1),
                 tools=TOOLS,
-                tool_format=tool_format,  # type: ignore[arg-type]
+                tool_format=tool_format,
                 max_calls=1 if data[0] & 2 else None,
                 reasoning_in_content=bool(data[0] & 4),
                 new_id=lambda: "id",
