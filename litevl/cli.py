@@ -28,6 +28,7 @@ from litevl.api.service import Service
 from litevl.banner import Serving, announce, load_keys
 from litevl.config import Config, flag
 from litevl.errors import ConfigError
+from litevl.logs import configure
 from litevl.sequence import ModelCard
 
 DRAIN_S = 30
@@ -179,7 +180,7 @@ def _describe(hint: Any) -> str:
 
 def serve(config: Config) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure(config.log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)

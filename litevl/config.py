@@ -92,6 +92,7 @@ class Config:
     metrics_needs_key: bool = option(False, "/metrics asks for the key like everything else")
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
+    log_format: Literal["text", "json"] = option("text", "how log lines look")
     ssl_keyfile: str | None = option(None, "private key for https", "FILE")
     ssl_certfile: str | None = option(None, "certificate for https", "FILE")
 

@@ -1,17 +1,46 @@
 """Settings that every test shares: no hub is asked, no example is timed, async means asyncio."""
 
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from litevl.logs import JsonFormatter
 from live import KEY, OTHER_KEY, LiveServer, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
 
 settings.register_profile("litevl", deadline=None, print_blob=True)
 settings.load_profile("litevl")
+
+
+# What tests send, in keys and content: none of it may reach the log.
+CANARIES = (KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "base64,", "iVBORw0KGgo", "/9j/4AAQ")
+
+
+class _Watch(logging.Handler):
+    """Notes every line of litevl's log that holds something of a caller's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._formatter = JsonFormatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self._formatter.format(record)
+        if any(canary in line for canary in CANARIES):
+            self.found.append(line)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_a_caller_is_logged() -> Iterator[None]:
+    watch, logger = _Watch(), logging.getLogger("litevl")
+    logger.addHandler(watch)
+    yield
+    logger.removeHandler(watch)
+    assert watch.found == []
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "sequence", "config", "errors"}
+NOUNS = {"", "sequence", "config", "errors", "logs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
     "media": NOUNS,
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LATE_IMPORTS = {"litevl.cli", "litevl.media.decode"}
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "types", "manager"}
-WITHOUT_ASSERT = ("api", "media", "config", "cli", "banner")
+WITHOUT_ASSERT = ("api", "media", "config", "cli", "banner", "logs")
 
 # Where `except Exception` may stand, how often, and why.
 BROAD_EXCEPTS = {
@@ -131,7 +132,7 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "errors", "sequence", "config", "media", "api", "banner", "cli",
+        "", "errors", "logs", "sequence", "config", "media", "api", "banner", "cli",
     }  # fmt: skip
 
 

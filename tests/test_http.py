@@ -11,6 +11,7 @@ import pytest
 from fakes import ANSWER, CARD, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
 from litevl import __version__
 from litevl.errors import LitevlError, MediaError, QueueFullError, UnavailableError
+from litevl.logs import FRAMES
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 CLIP = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,QUJD"}}
@@ -226,8 +227,9 @@ def test_a_bug_is_500_without_a_retry_and_without_content(
     assert answer.headers["x-should-retry"] == "false"
     assert "unexpected RuntimeError" in caplog.text
     assert answer.headers["x-request-id"] in caplog.text
-    assert "fakes.py" in caplog.text
-    assert "secret" not in caplog.text
+    frames = "".join(getattr(each, FRAMES, "") for each in caplog.records)
+    assert "fakes.py" in frames
+    assert "secret" not in caplog.text + frames
 
 
 def test_a_failure_of_the_model_is_500_whatever_it_was(rig: Rig) -> None:

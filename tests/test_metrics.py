@@ -372,13 +372,13 @@ def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture
     rig.client.get(f"/v1/{SECRET}%0a2026 INFO forged")
     wait_for(lambda: len(caplog.messages) == 3)
     answered, refused, lost = caplog.messages
-    begin = r"/chat/completions model=alias/of-tiny id=my-id status=200 "
+    begin = r"endpoint=/chat/completions model=alias/of-tiny id=my-id status=200 "
     numbers = r"prompt_tokens=6 cached_tokens=0 completion_tokens=\d+ ttft_ms=[\d.]+ total_ms=[\d.]"
     assert re.match(begin, answered)
     assert "error=- finish_reason=stop images=1 videos=0" in answered
     assert re.search(numbers, answered)
     assert re.search(r"status=400 error=invalid_value finish_reason=- .* ttft_ms=- ", refused)
-    assert re.match(r"other model=- id=req-\w+ status=404 error=not_found ", lost)
+    assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
 
 
 def test_nothing_of_a_request_or_an_answer_is_told_anywhere(

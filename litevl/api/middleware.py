@@ -24,6 +24,7 @@ from litevl.errors import (
     RequestTooLargeError,
     RouteNotFoundError,
 )
+from litevl.logs import FRAMES
 
 logger = logging.getLogger("litevl.api")
 
@@ -168,7 +169,8 @@ def _answer_to(error: Exception, request: str) -> LitevlError:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return _route_error(error)
     frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s: unexpected %s\n%s", request, type(error).__name__, frames)
+    name = type(error).__name__
+    logger.error("%s: unexpected %s", request, name, extra={FRAMES: frames})
     return InternalError("The server failed on this request; its log says where.")
 
 

@@ -17,6 +17,7 @@ from litevl.api.choices import Delta
 from litevl.api.fields import JSONObject
 from litevl.api.metrics import Metrics
 from litevl.errors import AuthenticationError
+from litevl.logs import FIELDS
 from litevl.sequence import FinishReason, LoadedMedia, MediaKind, Prompt, Sequence
 
 logger = logging.getLogger("litevl.request")
@@ -184,8 +185,9 @@ class Records:
             arrived = time.time() - (time.monotonic() - record.began)
             self._recent.append({"when": round(arrived, 3), **told})
         if record.endpoint not in UNLOGGED:
-            words = [f"{name}={'-' if value is None else value}" for name, value in told.items()]
-            logger.info("%s model=%s %s", record.endpoint, record.model, " ".join(words))
+            fields = {"endpoint": record.endpoint, "model": record.model, **told}
+            words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]
+            logger.info(" ".join(words), extra={FIELDS: fields})
 
 
 def record_of(scope: Scope) -> RequestRecord:
