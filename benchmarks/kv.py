@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load(folder_or_reference(args.checkpoint), args.threads)
     load_ = Load(requests=8, prompt=48, answer=32)
     if not args.quick:
-        load_ = Load(requests=24, prompt=256, answer=128)
+        load_ = Load(requests=16, prompt=128, answer=64)
     run(model, replace(load_, requests=1), load_.tight_tokens)  # warms up
     roomy = run(model, load_, load_.requests * (load_.prompt + load_.answer))
     tight = run(model, load_, load_.tight_tokens)

@@ -11,11 +11,33 @@ import platform
 import sys
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import psutil
+
 CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """Seconds since whenever: on the clock, of all cores, and of them by us and our children."""
+
+    clock: float
+    by_all: float
+    by_us: float
+
+    @classmethod
+    def now(cls) -> "_Spent":
+        cpu = psutil.cpu_times()
+        by_all = cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq + cpu.steal
+        return cls(monotonic(), by_all, sum(os.times()[:4]))
+
+
+BEGAN = _Spent.now()
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -45,7 +67,15 @@ def machine(threads: int) -> dict[str, Any]:
         "torch": version("torch"),
         "transformers": version("transformers"),
         "python": platform.python_version(),
+        "cores_of_others": _cores_of_others(),
     }
+
+
+def _cores_of_others() -> float:
+    """Cores that other programs have kept busy meanwhile: a tenth spoils a figure."""
+    now, began = _Spent.now(), BEGAN
+    others = (now.by_all - began.by_all) - (now.by_us - began.by_us)
+    return max(0.0, round(others / (now.clock - began.clock), 2))
 
 
 def _cpu_name() -> str:
