@@ -1,10 +1,11 @@
 """Decode against batch and context, beside HF `generate` and the machine's limits of the same run.
 
 `python -m benchmarks.decode`: tokens/s and milliseconds a step at batch 1 to 32 and context 256 to
-8192. Contexts are planted, not computed. `first` is a batch that has just begun to answer, whose
-blocks still lie in rows; `later` one whose last blocks lie between one another's. A point's limit
-is what the machine needs at least: its weights and keys read at the rate of a matrix-vector
-product, or its arithmetic at GEMM's rate, whichever takes longer.
+8192, and which share of a step at batch 1 the bare products with the same weights take, in pairs
+of a step and the products. Contexts are planted, not computed. `first` is a batch that has just
+begun to answer, whose blocks still lie in rows; `later` one whose last blocks lie between one
+another's. A point's limit is what the machine needs at least: its weights and keys read at the rate
+of a matrix-vector product, or its arithmetic at GEMM's rate, whichever takes longer.
 """
 
 from dataclasses import asdict, dataclass
@@ -96,6 +97,22 @@ def shapes(batches: tuple[int, ...], contexts: tuple[int, ...]) -> list[tuple[in
     ]
 
 
+@torch.inference_mode()
+def products_share(model: QwenVL) -> float:
+    """How much of a step at batch 1 its matrix-vector products take by themselves."""
+    bench = decoding(model, rows=1, context=CONTEXTS[0])
+    matrices = bench.model.matrices()
+    rows = [torch.rand(1, int(matrix.in_features)) for matrix in matrices]  # type: ignore[arg-type]
+    shares = []
+    for _ in range(STEPS + 1):
+        began = perf_counter()
+        for matrix, row in zip(matrices, rows, strict=True):
+            matrix(row)
+        alone = perf_counter() - began
+        shares.append(alone / bench.step()[0])
+    return median(shares[1:])
+
+
 class _Clock(BaseStreamer):
     """Notes when each token of `generate` came."""
 
@@ -140,29 +157,24 @@ def main(argv: list[str] | None = None) -> None:
     work = Work.of(model)
     grid = shapes((1, 8), (256, 1024)) if args.quick else shapes(BATCHES, CONTEXTS)
     points = [measure(model, work, rates, shape) for shape in grid]
+    share = products_share(model)
     del model
     plain = load_plain(folder)
     peers = {batch: generate_ms(plain, batch, 64) for batch in ((1,) if args.quick else (1, 8))}
-    _report(points, peers, rates, work, args.threads)
-
-
-def _report(
-    points: list[Point], peers: dict[int, float], rates: Limits, work: Work, threads: int
-) -> None:
     head = ("batch", "context", "layout", "ms a step", "tokens/s", "limit ms")
     table(head, [tuple(asdict(point).values()) for point in points])
     table(("HF generate at batch", "ms a step"), peers.items())
-    first = points[0]
-    share = work.num_bytes(1, first.context) / first.step_ms / 1e6 / rates.matvec_gb_s
-    tell(f"batch 1 reads {share:.0%} of {rates.matvec_gb_s:.1f} GB/s (budget {BUDGET_SHARE:.0%})")
+    gb_s = work.num_bytes(1, points[0].context) / points[0].step_ms / 1e6
     figures = {
-        "share_of_matvec": share,
+        "gb_s": gb_s,
+        "share_of_plain_matvec": gb_s / rates.plain_matvec_gb_s,
+        "share_of_packed_matvec": gb_s / rates.packed_matvec_gb_s,
+        "share_of_own_products": share,
         "budget_share": BUDGET_SHARE,
-        "points": [asdict(point) for point in points],
-        "generate_ms": peers,
-        "limits": asdict(rates),
     }
-    finish("decode", figures, threads)
+    table(("batch 1", "value"), figures.items())
+    lines = {"points": [asdict(point) for point in points], "generate_ms": peers}
+    finish("decode", figures | lines | {"limits": asdict(rates)}, args.threads)
 
 
 if __name__ == "__main__":

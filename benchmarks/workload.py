@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from litevl.engine.blocks import BlockPool, Chain
 from litevl.engine.encoder_cache import EncoderCache
@@ -19,6 +19,7 @@ from litevl.engine.runner import Runner
 from litevl.engine.sampler import Sampler
 from litevl.engine.scheduler import Scheduler
 from litevl.models.attention import AttentionBatch, KVCache
+from litevl.models.linear import PackedLinear
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import Prompt, SamplingParams, Sequence
 
@@ -65,6 +66,11 @@ class TimedModel(QwenVL):
         logits = super().logits(hidden)
         self.seconds += perf_counter() - began
         return logits
+
+    def matrices(self) -> list[nn.Module]:
+        """Every linear layer that a decode step goes through, in order."""
+        layers = [each for each in self._lm.modules() if isinstance(each, nn.Linear | PackedLinear)]
+        return [*layers, self._head]
 
     @torch.inference_mode()
     def repeat(self) -> None:
