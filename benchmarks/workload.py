@@ -25,6 +25,7 @@ from litevl.sequence import Prompt, SamplingParams, Sequence
 
 GREEDY = SamplingParams(max_tokens=10**6, temperature=0.0)
 SAMPLED = SamplingParams(max_tokens=10**6, temperature=0.7, top_k=20, top_p=0.8)
+UNCUT = SamplingParams(max_tokens=10**6, temperature=1.0)
 ENCODER_BYTES = 2**28
 FIRST_WORD = 20  # ids from here to LAST_WORD are plain words of every vocabulary used here
 LAST_WORD = 250

@@ -45,7 +45,7 @@ def test_overhead_compares_steps_with_bare_forwards(
     figures = last_line()
     assert figures["benchmark"] == "overhead"
     assert [(p["rows"], p["sampling"]) for p in figures["points"]] == [
-        (1, "greedy"), (8, "greedy"), (1, "sampled"), (8, "sampled"),
+        (1, "greedy"), (8, "greedy"), (1, "sampled"), (8, "sampled"), (1, "uncut"), (8, "uncut"),
     ]  # fmt: skip
     assert all(p["step_ms"] > 0 < p["outside_us"] for p in figures["points"])
 
