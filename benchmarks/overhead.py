@@ -3,8 +3,8 @@
 `python -m benchmarks.overhead`. Two figures. A step is timed against the same module's forward on
 the very tensors of that step, in interleaved pairs (step, bare, bare, step): budget 3 %. And what a
 step spends outside the model's calls (schedule, pack, stage, sample, collect, deliver) is clocked
-within it: budget 0.3 ms and 10 microseconds a row. `sampled` is top_k 20 and top_p 0.8, as in Qwen's
-own settings; `uncut` a temperature alone.
+within it: budget 0.3 ms and 10 microseconds a row. `sampled` is top_k 20 and top_p 0.8, as in
+Qwen's own settings; `uncut` a temperature alone.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 A row's draw depends on its logits, its seed and its place in the answer alone, never on the batch:
 one uniform number, made on the host from seed and place, is looked up in the row's own
 distribution, sorted where something is cut off it. Nothing here reads from the device; `Draw.read`
-does, when the step is collected. Called by `runner.py`; knows no sequence but through its parameters
-and ids.
+does, when the step is collected. Called by `runner.py`; knows no sequence but through its
+parameters and ids.
 """
 
 import math
