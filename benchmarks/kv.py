@@ -3,6 +3,7 @@
 `python -m benchmarks.kv`: one random load of requests through an engine with room for all of them,
 and again through one with room for few, where sequences are preempted and recomputed. Waste is what
 a running sequence's blocks hold beyond its known tokens: budget, less than one block a sequence.
+Less room also means smaller batches: `running` tells how many sequences ran at once on average.
 """
 
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,7 @@ class Run:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     unused: list[int] = field(default_factory=list)  # tokens, per sequence and step
     held: list[int] = field(default_factory=list)
+    steps: int = 0
     computed: int = 0
     preemptions: int = 0
     seconds: float = 0.0
@@ -58,6 +60,10 @@ class Run:
     @property
     def tokens_s(self) -> float:
         return sum(map(len, self.outputs.values())) / self.seconds
+
+    @property
+    def running(self) -> float:
+        return len(self.held) / self.steps
 
 
 def run(model: QwenVL, load_: Load, num_tokens: int) -> Run:
@@ -77,6 +83,7 @@ def run(model: QwenVL, load_: Load, num_tokens: int) -> Run:
             result.held.append(len(sequence.blocks) * size)
             result.unused.append(len(sequence.blocks) * size - len(sequence))
     result.seconds = perf_counter() - began
+    result.steps = bench.engine.num_steps
     result.computed = bench.model.num_tokens
     result.preemptions = bench.scheduler.num_preemptions
     bench.engine.check_idle()
@@ -113,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         "waste": wasted,
         "roomy_tokens_s": roomy.tokens_s,
         "tight_tokens_s": tight.tokens_s,
+        "roomy_running": roomy.running,
+        "tight_running": tight.running,
         "tight_tokens": load_.tight_tokens,
         "preemptions": tight.preemptions,
         "computed": roomy.computed,

@@ -23,7 +23,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
-class _Spent:
+class Spent:
     """Seconds since whenever: on the clock, of all cores, and of them by us and our children."""
 
     clock: float
@@ -31,13 +31,19 @@ class _Spent:
     by_us: float
 
     @classmethod
-    def now(cls) -> "_Spent":
+    def now(cls) -> "Spent":
         cpu = psutil.cpu_times()
         by_all = cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq + cpu.steal
         return cls(monotonic(), by_all, sum(os.times()[:4]))
 
+    def cores_of_others_since(self) -> float:
+        """Cores that other programs have kept busy meanwhile: a tenth spoils a figure."""
+        now = Spent.now()
+        others = (now.by_all - self.by_all) - (now.by_us - self.by_us)
+        return max(0.0, round(others / (now.clock - self.clock), 2))
 
-BEGAN = _Spent.now()
+
+BEGAN = Spent.now()
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -67,15 +73,8 @@ def machine(threads: int) -> dict[str, Any]:
         "torch": version("torch"),
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "cores_of_others": _cores_of_others(),
+        "cores_of_others": BEGAN.cores_of_others_since(),
     }
-
-
-def _cores_of_others() -> float:
-    """Cores that other programs have kept busy meanwhile: a tenth spoils a figure."""
-    now, began = _Spent.now(), BEGAN
-    others = (now.by_all - began.by_all) - (now.by_us - began.by_us)
-    return max(0.0, round(others / (now.clock - began.clock), 2))
 
 
 def _cpu_name() -> str:
