@@ -8,9 +8,9 @@ another's. A point's limit is what the machine needs at least: its weights and k
 of a matrix-vector product, or its arithmetic at GEMM's rate, whichever takes longer.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from operator import itemgetter
+from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -22,18 +22,17 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks import limits
 from benchmarks.limits import Limits
-from benchmarks.program import Spent, add_checkpoint, finish, parser, table, tell
+from benchmarks.program import add_checkpoint, finish, parser, table, tell, undisturbed
 from benchmarks.reference import folder_or_reference, load, load_plain
 from benchmarks.workload import FIRST_WORD, LAST_WORD, decoding
 from litevl.models.qwen_vl import QwenVL
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 CONTEXTS = (256, 1024, 2048, 4096, 8192)
+PEER_CONTEXT = 64
 LONG_BATCHES = (1, 8)  # batches whose contexts grow
 BUDGET_SHARE = 0.85
 STEPS = 11  # a block has room for 16
-TRIES = 3  # of a point during which other programs kept this much of a core busy:
-DISTURBED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ class Work:
 
 def measure(model: QwenVL, work: Work, rates: Limits, shape: tuple[int, int, str]) -> Point:
     batch, context, layout = shape
-    others, seconds = min(_undisturbed(model, shape), key=itemgetter(0))
+    seconds, others = undisturbed(lambda: _step_seconds(model, shape))
     point = Point(
         batch=batch,
         context=context,
@@ -90,24 +89,24 @@ def measure(model: QwenVL, work: Work, rates: Limits, shape: tuple[int, int, str
     return point
 
 
-def _undisturbed(model: QwenVL, shape: tuple[int, int, str]) -> Iterator[tuple[float, float]]:
-    """How busy others were, and the median step: again while they were, but not for ever."""
+def _step_seconds(model: QwenVL, shape: tuple[int, int, str]) -> float:
     batch, context, layout = shape
-    for _ in range(TRIES):
-        bench = decoding(model, rows=batch, context=context, is_scattered=layout == "later")
-        bench.step()
-        began = Spent.now()
-        seconds = median(bench.step()[0] for _ in range(STEPS))
-        others = began.cores_of_others_since()
-        yield others, seconds
-        if others < DISTURBED:
-            return
+    bench = decoding(model, rows=batch, context=context, is_scattered=layout == "later")
+    bench.step()
+    return median(bench.step()[0] for _ in range(STEPS))
 
 
-def shapes(batches: tuple[int, ...], contexts: tuple[int, ...]) -> list[tuple[int, int, str]]:
-    """Every batch at the shortest context, and some batches at every context."""
-    pairs = [(batch, contexts[0]) for batch in batches]
-    pairs += [(batch, context) for batch in LONG_BATCHES for context in contexts[1:]]
+def shapes(
+    batches: list[int] | None, contexts: list[int] | None, *, is_quick: bool
+) -> list[tuple[int, int, str]]:
+    """What was asked for; else every batch at the shortest context and some at every context."""
+    if batches or contexts:
+        pairs = [(batch, context) for batch in batches or [1] for context in contexts or [256]]
+    elif is_quick:
+        pairs = [(batch, context) for context in CONTEXTS[:2] for batch in LONG_BATCHES]
+    else:
+        pairs = [(batch, CONTEXTS[0]) for batch in BATCHES]
+        pairs += [(batch, context) for batch in LONG_BATCHES for context in CONTEXTS[1:]]
     return [
         (batch, context, layout)
         for batch, context in pairs
@@ -167,32 +166,44 @@ def generate_ms(model: Any, batch: int, context: int) -> float:
 def main(argv: list[str] | None = None) -> None:
     made = parser(__doc__)
     add_checkpoint(made)
+    made.add_argument("--batches", type=int, nargs="+", help="only these (and context 256)")
+    made.add_argument("--contexts", type=int, nargs="+", help="only these (and batch 1)")
+    made.add_argument("--peers", type=int, nargs="*", help="batches that HF generate runs at")
     args = made.parse_args(argv)
     folder = folder_or_reference(args.checkpoint)
     torch.set_num_threads(args.threads)
-    rates = limits.measure(repeats=3) if args.quick else limits.measure()
+    rates, _ = undisturbed(partial(limits.measure, repeats=3 if args.quick else limits.REPEATS))
     model = load(folder, args.threads)
     work = Work.of(model)
-    grid = shapes((1, 8), (256, 1024)) if args.quick else shapes(BATCHES, CONTEXTS)
+    grid = shapes(args.batches, args.contexts, is_quick=args.quick)
     points = [measure(model, work, rates, shape) for shape in grid]
-    share = products_share(model)
-    del model
-    plain = load_plain(folder)
-    peers = {batch: generate_ms(plain, batch, 64) for batch in ((1,) if args.quick else (1, 8))}
-    head = ("batch", "context", "layout", "ms a step", "tokens/s", "limit ms", "others")
-    table(head, [tuple(asdict(point).values()) for point in points])
-    table(("HF generate at batch", "ms a step"), peers.items())
-    gb_s = work.num_bytes(1, points[0].context) / points[0].step_ms / 1e6
-    figures = {
-        "gb_s": gb_s,
-        "share_of_plain_matvec": gb_s / rates.plain_matvec_gb_s,
-        "share_of_packed_matvec": gb_s / rates.packed_matvec_gb_s,
+    share, _ = undisturbed(partial(products_share, model))
+    figures: dict[str, Any] = {
         "share_of_own_products": share,
         "budget_share": BUDGET_SHARE,
+        "points": [asdict(point) for point in points],
+        "generate_ms": _peers(folder, [1] if args.peers is None else args.peers),
+        "limits": asdict(rates),
     }
-    table(("batch 1", "value"), figures.items())
-    lines = {"points": [asdict(point) for point in points], "generate_ms": peers}
-    finish("decode", figures | lines | {"limits": asdict(rates)}, args.threads)
+    if points[0].batch == 1:
+        gb_s = work.num_bytes(1, points[0].context) / points[0].step_ms / 1e6
+        figures["share_of_plain_matvec"] = gb_s / rates.plain_matvec_gb_s
+        figures["share_of_packed_matvec"] = gb_s / rates.packed_matvec_gb_s
+    head = ("batch", "context", "layout", "ms a step", "tokens/s", "limit ms", "others")
+    table(head, [tuple(asdict(point).values()) for point in points])
+    shares = [(name, value) for name, value in figures.items() if "share" in name]
+    table(("batch 1", "value"), [*shares, ("generate_ms", figures["generate_ms"])])
+    finish("decode", figures, args.threads)
+
+
+def _peers(folder: Path, batches: list[int]) -> dict[int, float]:
+    """Milliseconds a step of `generate` by batch."""
+    if not batches:
+        return {}
+    plain = load_plain(folder)
+    return {
+        batch: undisturbed(partial(generate_ms, plain, batch, PEER_CONTEXT))[0] for batch in batches
+    }
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from benchmarks.program import finish, parser, table
+from benchmarks.program import finish, parser, table, undisturbed
 from litevl.models.linear import PackedLinear
 
 OUT, IN = 4864, 896
@@ -81,7 +81,8 @@ def _seconds(work: Callable[[], object], repeats: int) -> float:
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__).parse_args(argv)
     torch.set_num_threads(args.threads)
-    limits = measure(num_weights=4, repeats=2) if args.quick else measure()
+    size = {"num_weights": 4, "repeats": 2} if args.quick else {}
+    limits, _ = undisturbed(lambda: measure(**size))
     table(("rate", "value"), asdict(limits).items())
     finish("limits", asdict(limits), args.threads)
 

@@ -8,13 +8,14 @@ Qwen's own settings; `uncut` a temperature alone.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from benchmarks.program import add_checkpoint, finish, parser, table
+from benchmarks.program import add_checkpoint, finish, parser, table, undisturbed
 from benchmarks.reference import folder_or_reference, load
 from benchmarks.workload import GREEDY, SAMPLED, UNCUT, Workbench, decoding
 from litevl.models.qwen_vl import QwenVL
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     model = load(folder_or_reference(args.checkpoint), args.threads)
     kinds = {"greedy": GREEDY, "sampled": SAMPLED, "uncut": UNCUT}
     costs = [
-        measure(model, rows, sampling, kinds[sampling])
+        undisturbed(partial(measure, model, rows, sampling, kinds[sampling]))[0]
         for sampling in kinds
         for rows in ((1, 8) if args.quick else (1, 8, 32))
     ]

@@ -1,6 +1,7 @@
 """Draws decode against batch and context: `python -m benchmarks.plot RESULTS.jsonl PICTURE.png`.
 
-Reads the last line of `decode.py` in a file of JSON lines. Needs matplotlib (`pip install
+Reads what `decode.py` wrote to a file of JSON lines; of a shape that stands there more than once,
+the last counts. Needs matplotlib (`pip install
 '.[bench]'`).
 """
 
@@ -30,8 +31,7 @@ Point = dict[str, Any]
 
 
 def main(results: Path, picture: Path) -> None:
-    lines = [json.loads(line) for line in results.read_text("utf-8").splitlines() if line]
-    figures = [line for line in lines if line["benchmark"] == "decode"][-1]
+    figures = _joined([json.loads(line) for line in results.read_text("utf-8").splitlines()])
     plt.rcParams.update(SETTINGS)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), dpi=160)
     _by_batch(left, figures)
@@ -51,6 +51,15 @@ def main(results: Path, picture: Path) -> None:
     )
     figure.tight_layout(rect=(0, 0.03, 1, 1), w_pad=3)
     figure.savefig(picture)
+
+
+def _joined(lines: list[Point]) -> Point:
+    """All of decode's lines as one."""
+    lines = [line for line in lines if line["benchmark"] == "decode"]
+    points = {(p["batch"], p["context"], p["layout"]): p for line in lines for p in line["points"]}
+    peers = {batch: ms for line in lines for batch, ms in line["generate_ms"].items()}
+    ordered = [points[shape] for shape in sorted(points)]
+    return {"points": ordered, "generate_ms": peers, "machine": lines[-1]["machine"]}
 
 
 def _by_batch(axes: Any, figures: Point) -> None:
@@ -76,7 +85,7 @@ def _by_context(axes: Any, figures: Point) -> None:
         _line(axes, first, "context", "step_ms", colour, f"batch {batch}")
         _line(axes, first, "context", "limit_ms", colour, "", ":")
         if later:
-            _line(axes, later, "context", "step_ms", colour, f"batch {batch}, later", "--")
+            _line(axes, later, "context", "step_ms", colour, f"batch {batch}, later", "--", lift=9)
     _scale(axes, sorted({p["context"] for p in figures["points"]}))
     axes.set_title("A decode step against the context", loc="left", color=INK)
     axes.set_xlabel("tokens of context (dotted: machine's limit)")
@@ -87,13 +96,20 @@ def _chosen(figures: Point, wanted: Callable[[Point], bool]) -> list[Point]:
 
 
 def _line(
-    axes: Any, points: list[Point], x: str, y: str, colour: str, label: str, style: str = "-"
+    axes: Any,
+    points: list[Point],
+    x: str,
+    y: str,
+    colour: str,
+    label: str,
+    style: str = "-",
+    lift: int = 0,
 ) -> None:
-    """A line with its name at its end."""
+    """A line with its name at its end, lifted off a neighbour's."""
     xs, ys = [point[x] for point in points], [point[y] for point in points]
     marker = "o" if style == "-" else ""
     axes.plot(xs, ys, style, marker=marker, color=colour, markersize=4, linewidth=1.6)
-    axes.annotate(label, (xs[-1], ys[-1]), (6, 0), **_label(colour), va="center")
+    axes.annotate(label, (xs[-1], ys[-1]), (6, lift), **_label(colour), va="center")
 
 
 def _label(colour: str) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def _label(colour: str) -> dict[str, Any]:
 def _scale(axes: Any, ticks: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick // 1024}k" if tick >= 1024 else str(tick) for tick in ticks])
-    axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 2.3)
+    axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 3.2)
 
 
 if __name__ == "__main__":

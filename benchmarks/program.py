@@ -9,17 +9,21 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 CPU_INFO = Path("/proc/cpuinfo")
+DISTURBED = 0.1  # cores of other programs: on two, that much spoils a figure
+TRIES = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Spent:
         return cls(monotonic(), by_all, sum(os.times()[:4]))
 
     def cores_of_others_since(self) -> float:
-        """Cores that other programs have kept busy meanwhile: a tenth spoils a figure."""
+        """Cores that other programs have kept busy meanwhile."""
         now = Spent.now()
         others = (now.by_all - self.by_all) - (now.by_us - self.by_us)
         return max(0.0, round(others / (now.clock - self.clock), 2))
@@ -75,6 +79,21 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "cores_of_others": BEGAN.cores_of_others_since(),
     }
+
+
+def undisturbed(measure: Callable[[], T]) -> tuple[T, float]:
+    """A measurement, and how many cores other programs kept busy during it: made again, but not for
+    ever, while they did; the least disturbed counts."""
+    best: tuple[T, float] | None = None
+    for _ in range(TRIES):
+        began = Spent.now()
+        value, others = measure(), began.cores_of_others_since()
+        if best is None or others < best[1]:
+            best = value, others
+        if others < DISTURBED:
+            break
+    assert best
+    return best
 
 
 def _cpu_name() -> str:

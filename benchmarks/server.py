@@ -13,6 +13,7 @@ import os
 import selectors
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
@@ -25,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from benchmarks.null_backend import FrameCounter, NullEngine, null_backend
-from benchmarks.program import finish, parser, table, tell
+from benchmarks.program import finish, parser, table, tell, undisturbed
 from litevl.api.app import create_app
 from litevl.api.service import Service
 from litevl.config import Config
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     found = {}
     for name, make_app in (("litevl", litevl_app), ("starlette", bare_app)):
         tell(f"{name} ...")
-        found[name] = measure(make_app, cores, shapes)
+        found[name], _ = undisturbed(partial(measure, make_app, cores, shapes))
     os.sched_setaffinity(0, set(cores))
     rows = [(n, s, r["tokens_s"], r["frames_s"]) for n, by in found.items() for s, r in by.items()]
     table(("server", "streams", "tokens/s", "frames/s"), rows)
