@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test fuzz check size eval test-gpu clean
+.PHONY: help install serve test fuzz check bench size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff check --output-format concise .
 	@$(BIN)/mypy
 	@$(BIN)/pytest -q tests/test_house.py
+
+bench: $(INSTALLED)  ## the benchmarks in their quick form, one JSON line each (ARGS='--threads n')
+	@for name in limits overhead decode ttft kv server; do \
+	$(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit; done
 
 size:  ## lines a room against its guide, longest functions
 	@$(PYTHON) tools/size.py

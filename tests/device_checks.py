@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from litevl.config import Config
-from litevl.engine.batch import first_slots
+from litevl.engine.batch import lying_lens
 from litevl.engine.engine import Engine, Launched, Runner
 from litevl.engine.memory import plan_for
 from litevl.engine.sampler import Sampler
@@ -51,6 +51,7 @@ class PagedCase:
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     window: int = 0
+    tail: int = 0  # tokens at the end of a context whose blocks lie among the others'
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
@@ -68,6 +69,9 @@ CASES = {
     "decode": PagedCase(query_lens=(1, 1, 1), context_lens=(1025, 256, 3)),
     "one decode": PagedCase(query_lens=(1,), context_lens=(1500,)),
     "window": PagedCase(query_lens=(1, 1, 40), context_lens=(600, 5, 90), window=32),
+    "grown": PagedCase(query_lens=(1, 1, 1, 30), context_lens=(700, 256, 300, 400), tail=100),
+    "grown window": PagedCase(query_lens=(1, 1), context_lens=(600, 90), window=64, tail=40),
+    "grown beyond the window": PagedCase(query_lens=(1,), context_lens=(600,), window=32, tail=99),
     "head_dim 128": PagedCase(
         query_lens=(1, 50), context_lens=(300, 50), heads=14, kv_heads=2, head_dim=128
     ),
@@ -122,14 +126,15 @@ def _paged_batch(
     case: PagedCase, pairs: Sequence[Tensor], backend: AttentionBackend
 ) -> AttentionBatch:
     """The cache that holds all keys and values, in blocks handed out at random, except that those
-    of every second sequence lie in a row."""
+    of every second sequence lie in a row, up to its tail."""
     size, device = backend.block_size, pairs[0].device
     widths = [-(-n // size) for n in case.context_lens]
-    lying = list(range(sum(widths[::2])))
-    mixed = (torch.randperm(sum(widths[1::2]) + 2) + len(lying)).tolist()
+    rows = [0 if i % 2 else max(0, w - -(-case.tail // size)) for i, w in enumerate(widths)]
+    lying = list(range(sum(rows)))
+    mixed = (torch.randperm(sum(widths) - len(lying) + 2) + len(lying)).tolist()
     tables = [
-        [(mixed.pop() if row % 2 else lying.pop(0)) for _ in range(width)]
-        for row, width in enumerate(widths)
+        [(lying.pop(0) if place < in_row else mixed.pop()) for place in range(width)]
+        for width, in_row in zip(widths, rows, strict=True)
     ]
     shape = (sum(widths) + 2, size, case.kv_heads, case.head_dim)
     keys, values = (torch.zeros(shape, dtype=pairs[0].dtype, device=device) for _ in range(2))
@@ -149,7 +154,8 @@ def _paged_batch(
         block_table=torch.from_numpy(blocks).to(device),
         query_lens=case.query_lens,
         context_lens=case.context_lens,
-        first_slots=first_slots(blocks, case.context_lens, backend),
+        lying_lens=lying_lens(blocks, case.context_lens, backend),
+        first_slots=tuple((blocks[:, 0] * size).tolist()),
     )
 
 

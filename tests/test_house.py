@@ -63,7 +63,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools")
+PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks")
 
 
 def room(module: str) -> str:

@@ -18,6 +18,8 @@ from litevl.sequence import Chunk, MediaItem, MediaKey, Sequence, Step
 
 Ints = NDArray[np.int64]
 
+PARTLY = 8  # so much longer must be what lies in a row when it is not the whole context
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSpan:
@@ -106,7 +108,8 @@ def _attention(
         block_table=stage(table, device),
         query_lens=tuple(chunk.length for chunk in chunks),
         context_lens=context_lens,
-        first_slots=first_slots(table, context_lens, backend),
+        lying_lens=lying_lens(table, context_lens, backend),
+        first_slots=tuple((table[:, 0] * block_size).tolist()),
     )
 
 
@@ -118,18 +121,19 @@ def _block_table(chunks: tuple[Chunk, ...], block_size: int) -> NDArray[np.int32
     return table
 
 
-def first_slots(
+def lying_lens(
     table: NDArray[np.int32], context_lens: tuple[int, ...], backend: AttentionBackend
 ) -> tuple[int, ...]:
-    """Where the contexts begin that are long enough to be read in place, and lie in a row."""
+    """How many tokens lie in a row where a context begins, for those long enough that reading them
+    in place is faster; 0 for the others."""
     if backend.view_from is None or max(context_lens) < backend.view_from:
-        return (-1,) * len(context_lens)
+        return (0,) * len(context_lens)
     lens = np.asarray(context_lens)
-    widths = -(-lens // backend.block_size)
-    follows = table[:, 1:] == table[:, :-1] + 1
-    beyond = np.arange(1, table.shape[1]) >= widths[:, None]
-    can_view = (follows | beyond).all(axis=1) & (lens >= backend.view_from)
-    return tuple(np.where(can_view, table[:, 0] * backend.block_size, -1).tolist())
+    breaks = np.ones(table.shape, dtype=np.bool_)
+    breaks[:, :-1] = table[:, 1:] != table[:, :-1] + 1
+    lying = np.minimum((breaks.argmax(axis=1) + 1) * backend.block_size, lens)
+    least = np.where(lying == lens, backend.view_from, PARTLY * backend.view_from)
+    return tuple(np.where(lying >= least, lying, 0).tolist())
 
 
 def _slot(decode: Chunk, block_size: int) -> int:

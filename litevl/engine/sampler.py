@@ -1,9 +1,10 @@
 """Logits to tokens, each row with its own parameters and its own seed.
 
 A row's draw depends on its logits, its seed and its place in the answer alone, never on the batch:
-one uniform number, made on the host from seed and place, is looked up in the row's own sorted
-distribution. Nothing here reads from the device; `Draw.read` does, when the step is collected.
-Called by `runner.py`; knows no sequence but through its parameters and ids.
+one uniform number, made on the host from seed and place, is looked up in the row's own
+distribution, sorted where something is cut off it. Nothing here reads from the device; `Draw.read`
+does, when the step is collected. Called by `runner.py`; knows no sequence but through its
+parameters and ids.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from litevl.engine.logits import LogitsProcessor
 from litevl.models.qwen_vl import stage
-from litevl.sequence import SampledToken, Sequence, TokenLogprobs
+from litevl.sequence import SampledToken, SamplingParams, Sequence, TokenLogprobs
 
 LARGEST = 1e30  # stands for infinity, since infinities have no difference
 SORTED_PREFIX = 1024  # rows whose top_k is at most this need no full sort
@@ -68,6 +69,11 @@ class Draw:
         ]
 
 
+def _takes_all(params: SamplingParams) -> bool:
+    """Whether a draw needs no order: neither top_k nor top_p cut anything off."""
+    return params.top_k <= 0 and params.top_p >= 1
+
+
 class Sampler:
     """One model's sampler."""
 
@@ -109,47 +115,61 @@ class Sampler:
         )
 
     def _sampled_groups(self, sequences: Many[Sequence]) -> list[list[int]]:
-        """Rows that are drawn rather than greedy, split by whether a full sort is needed."""
-        groups: tuple[list[int], list[int]] = ([], [])
+        """Rows that are drawn rather than greedy, split by what their draw has to look at: the
+        likeliest few, all tokens in any order, or all of them sorted."""
+        groups: tuple[list[int], list[int], list[int]] = ([], [], [])
         for row, sequence in enumerate(sequences):
             params = sequence.params
             if not params.is_greedy:
-                needs_sort = not 0 < params.top_k <= SORTED_PREFIX
-                groups[needs_sort].append(row)
+                is_narrow = 0 < params.top_k <= SORTED_PREFIX
+                groups[0 if is_narrow else 1 if _takes_all(params) else 2].append(row)
         return [rows for rows in groups if rows]
 
     def _draw(self, logits: Tensor, rows: list[int], sequences: Many[Sequence]) -> Tensor:
-        """Draw one token for each of these rows: (len(rows),) int64."""
+        """Draw one token for each of these rows, a group: (len(rows),) int64."""
         params = [sequence.params for sequence in sequences]
+        chosen = logits if len(rows) == len(logits) else logits[self._stage(rows, np.int64)]
+        takes_all = _takes_all(params[0])
+        if not takes_all:  # before anything else is done to them, since few may be left
+            widest = max(each.top_k or self._vocab_size for each in params)
+            chosen, token_ids = chosen.topk(min(widest, self._vocab_size), dim=-1)
         temperature = self._stage([each.temperature for each in params], np.float32)
-        chosen = logits[self._stage(rows, np.int64)] / temperature[:, None]
         # Whatever a model or a penalty made of a row, it may not spoil its neighbours' step.
-        chosen = chosen.nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
-        widest = max(each.top_k or self._vocab_size for each in params)
-        ranked, token_ids = chosen.topk(min(widest, self._vocab_size), dim=-1)
-        probs = self._kept(ranked, sequences)
-        cumulative = probs.cumsum(dim=-1)
-        places = [len(each.output_token_ids) for each in sequences]
-        draws = [uniform(p.seed, place) for p, place in zip(params, places, strict=True)]
-        target = self._stage(draws, np.float32)[:, None] * cumulative[:, -1:]
-        index = torch.searchsorted(cumulative, target, right=True)
-        # Rounding may carry the target past the last token that has any probability.
-        last = (probs > 0).sum(dim=-1, keepdim=True) - 1
-        return token_ids.gather(1, torch.minimum(index, last)).squeeze(1)
+        scaled = (chosen / temperature[:, None]).nan_to_num(
+            nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST
+        )
+        scaled = self._likely(scaled, params)
+        probs = scaled.softmax(dim=-1) if takes_all else self._kept(scaled, params)
+        index = self._look_up(probs, sequences)
+        return (index if takes_all else token_ids.gather(1, index)).squeeze(1)
 
-    def _kept(self, ranked: Tensor, sequences: Many[Sequence]) -> Tensor:
-        """Probabilities of ranked logits (rows, k), 0 where min_p, top_k or top_p cut them off."""
-        params = [sequence.params for sequence in sequences]
-        top_k = self._stage([each.top_k or self._vocab_size for each in params], np.int64)
+    def _likely(self, logits: Tensor, params: Many[SamplingParams]) -> Tensor:
+        """Logits (rows, k), -inf where min_p cuts them off."""
+        if not any(each.min_p for each in params):
+            return logits
         # A token is likely enough where its logit lies at most -log(min_p) below the largest.
         log_min_p = [math.log(each.min_p) if each.min_p else -math.inf for each in params]
-        least = ranked[:, :1] + self._stage(log_min_p, np.float32)[:, None]
+        least = logits.amax(dim=-1, keepdim=True) + self._stage(log_min_p, np.float32)[:, None]
+        return logits.masked_fill(logits < least, -torch.inf)
+
+    def _kept(self, ranked: Tensor, params: Many[SamplingParams]) -> Tensor:
+        """Probabilities of ranked logits (rows, k), 0 where top_k or top_p cut them off."""
+        top_k = self._stage([each.top_k or self._vocab_size for each in params], np.int64)
         rank = torch.arange(ranked.shape[1], device=self._device)
-        ranked = ranked.masked_fill((rank >= top_k[:, None]) | (ranked < least), -torch.inf)
-        probs = ranked.softmax(dim=-1)
+        probs = ranked.masked_fill(rank >= top_k[:, None], -torch.inf).softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs
         top_p = self._stage([each.top_p for each in params], np.float32)
         return probs.masked_fill((before >= top_p[:, None]) & (rank > 0), 0.0)
+
+    def _look_up(self, probs: Tensor, sequences: Many[Sequence]) -> Tensor:
+        """Where each row's uniform number falls in its probabilities (rows, k): (rows, 1) int64."""
+        cumulative = probs.cumsum(dim=-1)
+        draws = [uniform(each.params.seed, len(each.output_token_ids)) for each in sequences]
+        total = cumulative[:, -1:].contiguous()
+        target = self._stage(draws, np.float32)[:, None] * total
+        index = torch.searchsorted(cumulative, target, right=True)
+        # Rounding may carry the target past the last token that has any probability.
+        return torch.minimum(index, torch.searchsorted(cumulative, total))
 
     def _stage(self, values: object, dtype: type[np.generic]) -> Tensor:
         return stage(np.asarray(values, dtype=dtype), self._device)

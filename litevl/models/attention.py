@@ -68,7 +68,8 @@ class AttentionBatch:
     block_table: Tensor  # (B, most blocks) int32, padded with 0
     query_lens: tuple[int, ...]  # new tokens of each sequence
     context_lens: tuple[int, ...]  # tokens each sequence can see, the new ones included
-    first_slots: tuple[int, ...]  # where a context can be read in place, else -1
+    lying_lens: tuple[int, ...]  # how much of a context is read in place: what lies in a row, or 0
+    first_slots: tuple[int, ...]  # where that begins
 
     @property
     def num_decodes(self) -> int:
@@ -88,7 +89,7 @@ class AttentionBatch:
         two: so padding never costs more than the contexts themselves. Built once a step."""
         rows_by_size: dict[int, list[int]] = {}
         for row in range(self.num_decodes):
-            if self.first_slots[row] >= 0:
+            if self.lying_lens[row]:
                 continue
             rows_by_size.setdefault(self.context_lens[row].bit_length(), []).append(row)
         return tuple(self._decode_group(rows) for rows in rows_by_size.values())
@@ -102,6 +103,17 @@ class AttentionBatch:
         return DecodeGroup(
             rows=index, table=self.block_table[index, :width], lens=lens, mask=place < lens
         )
+
+    @cached_property
+    def tails(self) -> dict[int, Tensor]:
+        """For each decode row whose context lies in a row for a part only, the blocks of the rest:
+        (1, blocks) int32. Built once a step."""
+        size = self.cache.block_size
+        return {
+            row: self.block_table[row : row + 1, lying // size : -(-self.context_lens[row] // size)]
+            for row, lying in enumerate(self.lying_lens[: self.num_decodes])
+            if 0 < lying < self.context_lens[row]
+        }
 
     @cached_property
     def chunk_masks(self) -> dict[int, Tensor]:
@@ -129,8 +141,9 @@ class AttentionBackend(Protocol):
     """How one layer attends to the cache; returns the shape of q."""
 
     block_size: int
-    view_from: int | None  # contexts of so many tokens are read in place where their blocks lie in
-    # a row; None: never
+    # Contexts of so many tokens are read in place where their blocks lie in a row; where only the
+    # first do, eight times as many of them must. None: never.
+    view_from: int | None
 
     def attend(self, call: LayerCall, batch: AttentionBatch) -> Tensor: ...
 
@@ -141,6 +154,7 @@ class SdpaPaged:
 
     On two cores, 14 heads on 2, dimension 64: at 16 rows of 64 tokens gathering takes half the time
     of reading in place; from 256 tokens on it takes 2 to 6 times as long, and copies the context.
+    Where the last blocks lie elsewhere and must be gathered, reading in place pays from 1024 on.
     """
 
     def __init__(self, block_size: int = 16, view_from: int = 128) -> None:
@@ -150,7 +164,7 @@ class SdpaPaged:
     def attend(self, call: LayerCall, batch: AttentionBatch) -> Tensor:
         out = torch.empty_like(call.q)
         for row in range(batch.num_decodes):
-            if batch.first_slots[row] >= 0:
+            if batch.lying_lens[row]:
                 out[row] = self._decode_in_place(call, row, batch)
         for group in batch.decode_groups:
             out.index_copy_(0, group.rows, self._decode(call, group, batch.cache))
@@ -163,13 +177,25 @@ class SdpaPaged:
 
     def _decode_in_place(self, call: LayerCall, row: int, batch: AttentionBatch) -> Tensor:
         """One row against its context: (heads, head_dim). The heads that share keys read them
-        together, which SDPA does not do."""
-        end = batch.first_slots[row] + batch.context_lens[row]
-        begin = max(batch.first_slots[row], end - call.window if call.window else 0)
-        keys, values = batch.cache.read(call.layer, begin, end)
+        together, which SDPA does not do. What was generated beside other sequences lies between
+        their blocks: that end of the context is gathered."""
+        first, lying, total = (
+            each[row] for each in (batch.first_slots, batch.lying_lens, batch.context_lens)
+        )
+        begin = max(0, total - call.window) if call.window else 0
+        keys, values = batch.cache.read(call.layer, first + min(begin, lying), first + lying)
         q = call.q[row].view(keys.shape[1], -1, keys.shape[2]) * call.scale
-        weights = (q @ keys.permute(1, 2, 0)).softmax(dim=-1)
-        return (weights @ values.transpose(0, 1)).view_as(call.q[row])
+        scores = q @ keys.permute(1, 2, 0)
+        if lying == total:
+            return (scores.softmax(dim=-1) @ values.transpose(0, 1)).view_as(call.q[row])
+        unseen = max(0, begin - lying)
+        more_keys, more_values = (
+            _gather(blocks[call.layer], batch.tails[row], total - lying)[0, :, unseen:]
+            for blocks in (batch.cache.keys, batch.cache.values)
+        )
+        weights = torch.cat([scores, q @ more_keys.transpose(1, 2)], dim=-1).softmax(dim=-1)
+        near, far = weights[..., len(keys) :], weights[..., : len(keys)]
+        return (far @ values.transpose(0, 1) + near @ more_values).view_as(call.q[row])
 
     def _decode(self, call: LayerCall, group: DecodeGroup, cache: KVCache) -> Tensor:
         """The rows of a group in one call: (G, heads, head_dim)."""
@@ -194,7 +220,8 @@ class SdpaPaged:
         mask = batch.chunk_masks.get(row)
         if mask is None:
             keys, values = (each[new].transpose(0, 1)[None] for each in (call.k, call.v))
-        elif (first := batch.first_slots[row]) >= 0:
+        elif batch.lying_lens[row] == total:
+            first = batch.first_slots[row]
             lying = batch.cache.read(call.layer, first, first + total)
             keys, values = (each.transpose(0, 1)[None] for each in lying)
         else:

@@ -1,0 +1,1 @@
+"""Programs that measure litevl: each prints a table and ends in one JSON line. See README.md."""
