@@ -7,10 +7,10 @@ import pytest
 from fakes import CARD, EOS, body
 from litevl.api.protocol import (
     COMPLETION_FIELDS,
-    SAMPLING_FIELDS,
     ChatCompletionRequest,
     CompletionRequest,
 )
+from litevl.api.sampling import SAMPLING_FIELDS
 from litevl.errors import ContextLengthError, InvalidRequestError, LitevlError
 from litevl.sequence import SamplingParams
 

@@ -19,6 +19,7 @@ from litevl.api.chat import ChatCompletions
 from litevl.api.completions import Completions
 from litevl.api.exchange import find_model
 from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
+from litevl.api.openapi import openapi_document
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
 from litevl.api.tokens import TokenEndpoints
@@ -77,6 +78,9 @@ def routes(config: Config, service: Service) -> list[Route]:
     async def version(request: Request) -> Response:
         return JSONResponse({"version": __version__})
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document)
+
     async def models(request: Request) -> Response:
         return JSONResponse(model_list(service.ready_backend().card))
 
@@ -84,12 +88,14 @@ def routes(config: Config, service: Service) -> list[Route]:
         card = service.ready_backend().card
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
+    document = openapi_document(asks_for_key=bool(config.api_key))
     tokens = TokenEndpoints(service)
     chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),
         Route("/health/live", live),
         Route("/version", version),
+        Route("/openapi.json", openapi),
         Route("/models", models),
         Route("/models/{name:path}", model),
         Route("/chat/completions", chat, methods=["POST"]),
