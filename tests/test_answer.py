@@ -319,6 +319,8 @@ def test_any_arguments_go_through_unchanged(value: Any) -> None:
         ("flag", "\nTrue\n", True),
         ("list", '[1, {"a": "圆"}]', [1, {"a": "圆"}]),
         ("maybe", "null", None),
+        ("maybe", '"a b"', "a b"),
+        ("text", '"a b"', '"a b"'),
         ("maybe", "None", None),
         ("maybe", "12", "12"),
         ("both", "12", "12"),

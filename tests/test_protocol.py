@@ -354,6 +354,16 @@ def test_a_malformed_turn_of_the_assistant_is_named_by_its_path(
     assert error_of(messages=[{"role": "assistant", **message}]).param == param
 
 
+def test_a_thought_that_was_told_as_content_is_one_again() -> None:
+    def read(content: str) -> tuple[str | None, object]:
+        (message,) = parse(messages=[{"role": "assistant", "content": content}]).messages
+        return message.reasoning, message.parts
+
+    assert read("<think>\nhm\n</think>\n\nFour.") == ("hm", (TextPart("Four."),))
+    for plain in ("Four.", "<think>\nhm", "I say <think>a</think>"):
+        assert read(plain) == (None, (TextPart(plain),))
+
+
 def test_options_of_the_request_hold_where_a_part_says_nothing_else() -> None:
     own = {**PICTURE, "max_pixels": 50_000}
     request = parse(

@@ -4,6 +4,7 @@ Called by `protocol.py`; `media/sources.py` reads the media parts. Knows no chat
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -35,6 +36,8 @@ ROLES: Mapping[str, Literal["system", "user", "assistant", "tool"]] = {
     "assistant": "assistant",
     "tool": "tool",
 }
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
 class MessageReader:
@@ -71,10 +74,13 @@ class MessageReader:
         content = message.get("content")
         if role == "assistant":
             said = read_fields(message, _ASSISTANT_FIELDS, f"{param}.")
+            reasoning = said.get("reasoning_content", said.get("reasoning"))
+            if reasoning is None and isinstance(content, str):
+                reasoning, content = _split_thought(content)
             return Message(
                 role=role,
                 parts=() if content is None else self._content(content, f"{param}.content"),
-                reasoning=said.get("reasoning_content", said.get("reasoning")),
+                reasoning=reasoning,
                 tool_calls=said.get("tool_calls", ()),
             )
         call = read_fields(message, _TOOL_FIELDS if role == "tool" else {}, f"{param}.")
@@ -96,6 +102,12 @@ class MessageReader:
             refuse(f"{param}.type", "text, image_url, video_url or another media type")
         self.media.append(ref)
         return MediaPart(len(self.media) - 1)
+
+
+def _split_thought(content: str) -> tuple[str | None, str]:
+    """Thought and answer of a turn that was told as one (`--reasoning-in-content`)."""
+    found = _THOUGHT.match(content)
+    return (found.group(1).strip("\n"), content[found.end() :]) if found else (None, content)
 
 
 @described(

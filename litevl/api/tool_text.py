@@ -193,9 +193,14 @@ class ParameterTypes:
         self._tools = {tool.name: tool.parameters for tool in tools}
 
     def to_json(self, tool: str, key: str, value: str) -> str:
-        """The value as JSON: a string where the schema allows one, or the value is no JSON."""
+        """The value as JSON: a string where the schema allows one, or the value is no JSON.
+
+        Where it allows others too, a string may come in quotes: a grammar writes it so.
+        """
         types = self._types(tool, key)
         text = _PYTHON.get(value.strip(), value.strip())
+        if types > {"string"} and isinstance(decode(text), str):
+            return text
         is_text = "string" in types and not (text == "null" and "null" in types)
         if is_text or (decode(text) is None and text != "null"):
             return json.dumps(value, ensure_ascii=False)

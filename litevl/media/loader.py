@@ -191,13 +191,13 @@ class MediaLoader:
         probed, planned = pair
         if probed.known and probed.known.plan == planned.plan:
             return replace(probed.known, param=planned.param)
-        loaded = await self._decode_anew(probed, planned.plan)
+        loaded = await self._decode_anew(probed, planned)
         loaded.frames.setflags(write=False)
         self._cache.put(probed.name, loaded)
         return loaded
 
-    async def _decode_anew(self, probed: _Probed, plan: MediaPlan) -> LoadedMedia:
-        kind = probed.probe.kind
+    async def _decode_anew(self, probed: _Probed, planned: PlannedMedia) -> LoadedMedia:
+        plan, kind = planned.plan, planned.kind
         frames = np.empty((len(plan.frame_indices), plan.height, plan.width, 3), np.uint8)
         done = 0
 
@@ -213,12 +213,12 @@ class MediaLoader:
         else:
             await self._workers.decode(probed.items[0], plan.frame_indices, keep)
         return LoadedMedia(
-            probe=probed.probe,
+            probe=planned.probe,
             plan=plan,
+            param=planned.param,
+            options=planned.options,
             frames=frames,
             digest=_digest(probed, plan),
-            param=probed.ref.param,
-            options=probed.ref.options,
         )
 
 

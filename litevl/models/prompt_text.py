@@ -69,7 +69,7 @@ class PromptText:
         return rendered
 
     def _render(
-        self, conversation: Conversation, media: Many[LoadedMedia], *, cut_keys: bool
+        self, conversation: Conversation, media: Many[PlannedMedia], *, cut_keys: bool
     ) -> tuple[Rendered, int, bool]:
         """Also how many control tokens the text has, and whether keys could be among them."""
         cut = _Cut(self._control, self._inner if cut_keys else frozenset())
