@@ -2,7 +2,7 @@
 
 Each asks a real `litevl serve` with the demo model about pictures and clips, with tools, a schema
 and streams. Where an answer must say something certain, a scripted engine stands behind the same
-server.
+server. Node's clients are in `tests/clients` (`make test-clients`).
 """
 
 import base64
