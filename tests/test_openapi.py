@@ -229,7 +229,10 @@ def test_a_completion_field_takes_just_the_values_that_the_document_allows(field
 
 
 # Named also where they only do not fit to another field, which no schema tells.
-CONTRADICTORY = {"top_logprobs", "stream_options", "structured_outputs", "tools", "min_tokens"}
+CONTRADICTORY = {
+    *("messages", "mm_processor_kwargs", "tools", "structured_outputs", "stream_options"),
+    *("logprobs", "top_logprobs", "min_tokens"),
+}
 LARGE = "ignore:Generating overly large repr"
 
 
@@ -244,6 +247,7 @@ def bodies(path: str, mode: GenerationMode) -> Any:
 
 fuzz = settings(
     max_examples=40,
+    derandomize=True,  # nobody else's change turns this red
     phases=[Phase.explicit, Phase.generate],  # a body that fails is small enough to read
     suppress_health_check=list(HealthCheck),
 )

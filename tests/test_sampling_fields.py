@@ -92,7 +92,6 @@ def completion_error(**fields: Any) -> LitevlError:
     ("prompt", "read"),
     [
         ("hi", ("hi",)),
-        ("", ("",)),
         (["a", "b"], ("a", "b")),
         ([1, 2], ((1, 2),)),
         ([[1], [2, 3]], ((1,), (2, 3))),

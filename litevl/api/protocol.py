@@ -278,19 +278,24 @@ class CompletionRequest:
 _token_ids = ListOf(Integer(0, 2**31 - 1), MAX_PROMPT_TOKENS, least=1)
 
 
-@described({"anyOf": [text.schema, _token_ids.schema]})
+_TEXT_PROMPT: JSONObject = {"type": "string", "minLength": 1}
+
+
+@described({"anyOf": [_TEXT_PROMPT, _token_ids.schema]})
 def _prompt(value: object, param: str) -> str | tuple[int, ...]:
+    if value == "":
+        refuse(param, "at least one token long")
     return value if isinstance(value, str) else _token_ids(value, param)
 
 
 _prompt_list = ListOf(_prompt, MAX_PROMPTS, least=1)
 
 
-@described({"anyOf": [text.schema, _token_ids.schema, _prompt_list.schema]})
+@described({"anyOf": [_TEXT_PROMPT, _token_ids.schema, _prompt_list.schema]})
 def _prompts(value: object, param: str) -> tuple[str | tuple[int, ...], ...]:
     """A text, a list of texts, token ids, or a list of lists of them."""
     if isinstance(value, str):
-        return (value,)
+        return (_prompt(value, param),)
     if not isinstance(value, list) or not value:
         refuse(param, "a text, token ids or a list of them")
     if all(isinstance(each, int | float) for each in value):

@@ -44,12 +44,13 @@ class TokenEndpoints:
         backend = self._service.ready_backend()
         asked = await parse_body(await request.body(), request.scope, TokenizeRequest.parse)
         find_model(backend.card, asked.model)
+        tokens: list[int] = []
         if asked.chat:
-            ids = (await self._measure(backend, asked.chat, request.scope))[0].token_ids
-        else:
-            encode = partial(backend.preprocessor.text_prompt, asked.prompt or "")
-            ids = (await self._service.in_worker(encode)).token_ids
-        tokens: list[int] = ids.tolist()
+            size, _ = await self._measure(backend, asked.chat, request.scope)
+            tokens = size.token_ids.tolist()
+        elif asked.prompt:  # an empty text is no prompt, and has no tokens
+            encode = partial(backend.preprocessor.text_prompt, asked.prompt)
+            tokens = (await self._service.in_worker(encode)).token_ids.tolist()
         names = [backend.preprocessor.token_name(each).decode(errors="replace") for each in tokens]
         return JSONResponse(
             {
