@@ -14,10 +14,10 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test fuzz check bench size eval test-gpu clean
+.PHONY: help install serve test test-clients fuzz check bench size eval test-gpu clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## .venv with litevl and what its tests need
 
@@ -35,6 +35,14 @@ serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS
 
 test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)
 	@$(BIN)/pytest $(ARGS)
+
+test-clients: $(INSTALLED)  ## Node's `openai` and AI SDK against a live server (needs Node 20 or newer)
+	@major=$$(node --version 2>/dev/null | tr -dc '0-9.' | cut -d. -f1); \
+	if [ "$${major:-0}" -lt 20 ] || ! command -v npm >/dev/null; then \
+	echo "make test-clients needs Node 20 or newer with npm: https://nodejs.org, or your system's packages nodejs and npm"; \
+	exit 1; fi
+	@cd tests/clients && npm ci --silent --no-audit --no-fund
+	@$(BIN)/python tests/node_clients.py
 
 fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under atheris (FUZZ_RUNS=n FUZZ_SECONDS=n)
 	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
@@ -65,5 +73,5 @@ test-gpu: $(INSTALLED)  ## the same test bodies on a CUDA card
 	@$(BIN)/pytest tests/test_gpu.py $(ARGS)
 
 clean:  ## remove what these targets made, .venv included
-	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv tests/clients/node_modules build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,7 @@ def call(rig: Rig, path: str, headers: dict[str, str]) -> httpx.Response:
 @pytest.mark.parametrize("prefix", ["", "/v1", "//v1/"])
 @pytest.mark.parametrize("path", METHODS)
 def test_every_address_but_the_open_ones_asks_for_the_key(rig: Rig, path: str, prefix: str) -> None:
-    is_open = path in ("/health", "/health/live", "/version", "/metrics")
+    is_open = path in ("/health", "/health/live", "/version", "/openapi.json", "/metrics")
     assert (call(rig, prefix + path, {}).status_code == 200) == is_open
     assert call(rig, prefix + path, RIGHT[0]).status_code == 200
 

@@ -7,12 +7,12 @@ import pytest
 from fakes import body
 from litevl.api.protocol import (
     CHAT_FIELDS,
-    SAMPLING_FIELDS,
     UNSUPPORTED,
     ChatCompletionRequest,
     CompletionRequest,
     Streaming,
 )
+from litevl.api.sampling import SAMPLING_FIELDS
 from litevl.errors import InvalidRequestError, LitevlError
 from litevl.sequence import (
     ChoiceGrammar,

@@ -7,10 +7,10 @@ import pytest
 from fakes import CARD, EOS, body
 from litevl.api.protocol import (
     COMPLETION_FIELDS,
-    SAMPLING_FIELDS,
     ChatCompletionRequest,
     CompletionRequest,
 )
+from litevl.api.sampling import SAMPLING_FIELDS
 from litevl.errors import ContextLengthError, InvalidRequestError, LitevlError
 from litevl.sequence import SamplingParams
 
@@ -92,7 +92,6 @@ def completion_error(**fields: Any) -> LitevlError:
     ("prompt", "read"),
     [
         ("hi", ("hi",)),
-        ("", ("",)),
         (["a", "b"], ("a", "b")),
         ([1, 2], ((1, 2),)),
         ([[1], [2, 3]], ((1,), (2, 3))),

@@ -79,7 +79,7 @@ def test_qwens_keys_stand_in_the_part_or_inside_its_url_object() -> None:
 
 
 COUNTS = ("min_pixels", "nframes", "max_frames", "resized_width")
-NOT_COUNTS: tuple[object, ...] = (0, -1, True, 1.0, "4", [4], 2**60)
+NOT_COUNTS: tuple[object, ...] = (0, -1, True, 1.5, "4", [4], 2**60)
 NUMBERS = ("fps", "video_end", "video_start")
 NOT_NUMBERS: tuple[object, ...] = (-1, True, "2", float("nan"), float("inf"), 10**400, {})
 

@@ -54,6 +54,11 @@ def test_text_becomes_ids_and_ids_text(rig: Rig) -> None:
     assert post(rig, "/detokenize", tokens=[*told["tokens"], EOS]).json() == {"prompt": "hi é"}
 
 
+def test_an_empty_text_has_no_tokens(rig: Rig) -> None:
+    """It was a 400: a client that counts tokens of what it has would stumble."""
+    assert post(rig, "/tokenize", prompt="").json()["tokens"] == []
+
+
 def test_a_conversation_becomes_the_ids_of_its_prompt(rig: Rig) -> None:
     told = post(rig, "/tokenize", messages=MESSAGES).json()
     assert told["count"] == 5 + TOKENS_PER_ITEM == len(told["tokens"])

@@ -21,7 +21,7 @@ from litevl.api.detokenizer import Detokenizer
 from litevl.api.exchange import send_events
 from litevl.api.fields import JSONObject
 from litevl.api.ports import Backend
-from litevl.api.protocol import Sampling, Streaming
+from litevl.api.protocol import Streaming
 from litevl.api.records import record_of
 from litevl.api.responses import (
     DONE,
@@ -32,6 +32,7 @@ from litevl.api.responses import (
     usage_member,
     whole_answer,
 )
+from litevl.api.sampling import Sampling
 from litevl.api.service import Service
 from litevl.sequence import FinishReason, Grammar, Prompt, Sequence
 

@@ -20,6 +20,7 @@ from litevl.api.chat import ChatCompletions
 from litevl.api.completions import Completions
 from litevl.api.exchange import find_model
 from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser, Recording
+from litevl.api.openapi import openapi_document
 from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
@@ -84,6 +85,9 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
     async def version(request: Request) -> Response:
         return JSONResponse({"version": __version__})
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document)
+
     async def models(request: Request) -> Response:
         return JSONResponse(model_list(service.ready_backend().card))
 
@@ -92,6 +96,7 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
     status = StatusEndpoints(service, records)
+    document = openapi_document(asks_for_key=bool(config.api_key))
     tokens = TokenEndpoints(service)
     chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [
@@ -100,6 +105,7 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         Route("/version", version),
         Route("/metrics", status.metrics),
         Route("/status", status.status),
+        Route("/openapi.json", openapi),
         Route("/models", models),
         Route("/models/{name:path}", model),
         Route("/chat/completions", chat, methods=["POST"]),

@@ -8,9 +8,26 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from litevl.api.fields import JSONObject, json_object, json_text, refuse, text, unsupported
-from litevl.media.sources import parse_part
+from litevl.api.fields import (
+    JSONObject,
+    ListOf,
+    ObjectOf,
+    OneOf,
+    Reader,
+    described,
+    json_object,
+    json_text,
+    nullable,
+    object_schema,
+    read_fields,
+    refuse,
+    text,
+    unsupported,
+)
+from litevl.media.sources import PART_SCHEMAS, parse_part
 from litevl.sequence import MediaOptions, MediaPart, MediaRef, Message, TextPart, ToolCall
+
+MAX_CALLS = 1024  # of tools, in one earlier answer
 
 ROLES: Mapping[str, Literal["system", "user", "assistant", "tool"]] = {
     "system": "system",
@@ -26,16 +43,25 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 class MessageReader:
     """Reads one request's messages and collects what media they refer to."""
 
-    def __init__(self, media_defaults: MediaOptions) -> None:
+    def __init__(self, media_defaults: MediaOptions = MediaOptions()) -> None:
         """`media_defaults` hold where a part says nothing else (`mm_processor_kwargs`)."""
         self.media: list[MediaRef] = []
         self._defaults = media_defaults
 
-    def read(self, value: object) -> tuple[Message, ...]:
+    @property
+    def schema(self) -> JSONObject:
+        kinds = [
+            _message_schema(("system", "developer", "user"), {}),
+            _message_schema(("assistant",), _ASSISTANT_FIELDS),
+            _message_schema(("tool",), _TOOL_FIELDS),
+        ]
+        return {"type": "array", "minItems": 1, "items": {"title": "Message", "anyOf": kinds}}
+
+    def __call__(self, value: object, param: str, /) -> tuple[Message, ...]:
         """All messages; `MediaPart`s count the references in `media`."""
         if not isinstance(value, list) or not value:
-            refuse("messages", "a list of at least one message")
-        return tuple(self._message(each, f"messages[{i}]") for i, each in enumerate(value))
+            refuse(param, "a list of at least one message")
+        return tuple(self._message(each, f"{param}[{i}]") for i, each in enumerate(value))
 
     def _message(self, value: object, param: str) -> Message:
         message = json_object(value, param)
@@ -43,25 +69,22 @@ class MessageReader:
         role = ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             refuse(f"{param}.role", "one of " + ", ".join(ROLES))
-        if message.get("function_call"):
+        if message.get("function_call") is not None:
             unsupported(f"{param}.function_call", "use `tool_calls`")
         content = message.get("content")
         if role == "assistant":
-            reasoning = _reasoning(message, param)
+            said = read_fields(message, _ASSISTANT_FIELDS, f"{param}.")
+            reasoning = said.get("reasoning_content", said.get("reasoning"))
             if reasoning is None and isinstance(content, str):
                 reasoning, content = _split_thought(content)
             return Message(
                 role=role,
                 parts=() if content is None else self._content(content, f"{param}.content"),
                 reasoning=reasoning,
-                tool_calls=_tool_calls(message.get("tool_calls"), f"{param}.tool_calls"),
+                tool_calls=said.get("tool_calls", ()),
             )
-        call = message.get("tool_call_id") if role == "tool" else None
-        return Message(
-            role=role,
-            parts=self._content(content, f"{param}.content"),
-            tool_call_id=None if call is None else text(call, f"{param}.tool_call_id"),
-        )
+        call = read_fields(message, _TOOL_FIELDS if role == "tool" else {}, f"{param}.")
+        return Message(role=role, parts=self._content(content, f"{param}.content"), **call)
 
     def _content(self, content: object, param: str) -> tuple[TextPart | MediaPart, ...]:
         if isinstance(content, str):
@@ -87,37 +110,21 @@ def _split_thought(content: str) -> tuple[str | None, str]:
     return (found.group(1).strip("\n"), content[found.end() :]) if found else (None, content)
 
 
-def _reasoning(message: JSONObject, param: str) -> str | None:
-    """What an earlier answer had thought, in either spelling."""
-    for name in ("reasoning_content", "reasoning"):
-        if message.get(name) is not None:
-            return text(message[name], f"{param}.{name}")
-    return None
-
-
-def _tool_calls(value: object, param: str) -> tuple[ToolCall, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        refuse(param, "a list of tool calls")
-    return tuple(_tool_call(each, f"{param}[{i}]") for i, each in enumerate(value))
-
-
-def _tool_call(value: object, param: str) -> ToolCall:
-    call = json_object(value, param)
-    function = json_object(call.get("function"), f"{param}.function")
-    return ToolCall(
-        id=text(call.get("id", ""), f"{param}.id"),
-        name=text(function.get("name"), f"{param}.function.name"),
-        arguments=_arguments(function.get("arguments"), f"{param}.function.arguments"),
-    )
-
-
+@described(
+    {
+        "anyOf": [
+            # `format` is a word of ours: JSON Schema cannot look into a string
+            {"type": "string", "format": "json-object"},
+            {"type": "string", "enum": [""]},
+            {"type": "object"},
+        ]
+    }
+)
 def _arguments(value: object, param: str) -> str:
-    """A JSON object: as text, as OpenAI's API has it, or as it is; "" and null are an empty one."""
+    """A JSON object: as text, as OpenAI's API has it, or as it is; "" is an empty one."""
     if isinstance(value, dict):
         return json_text(value)
-    if value is None or value == "":
+    if value == "":
         return "{}"
     try:
         parsed = json.loads(value) if isinstance(value, str) else None
@@ -126,3 +133,53 @@ def _arguments(value: object, param: str) -> str:
     if not isinstance(value, str) or not isinstance(parsed, dict):
         refuse(param, "the text of a JSON object")
     return value
+
+
+_CALLED = ObjectOf({"name": text, "arguments": _arguments}, required=("name",))
+_CALL = ObjectOf({"id": text, "function": _CALLED}, required=("function",))
+
+
+@described(_CALL.schema)
+def _tool_call(value: object, param: str) -> ToolCall:
+    call = _CALL(value, param)
+    function = call["function"]
+    arguments = function.get("arguments", "{}")
+    return ToolCall(id=call.get("id", ""), name=function["name"], arguments=arguments)
+
+
+_ASSISTANT_FIELDS: Mapping[str, Reader] = {  # what earlier answers had, thoughts in either spelling
+    "reasoning_content": text,
+    "reasoning": text,
+    "tool_calls": ListOf(_tool_call, MAX_CALLS),
+}
+_TOOL_FIELDS: Mapping[str, Reader] = {"tool_call_id": text}
+
+
+_TEXT_PART: JSONObject = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "enum": ["text", "input_text"]},
+        "text": {"type": "string"},
+    },
+    "required": ["type", "text"],
+}
+_CONTENT: JSONObject = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"title": "ContentPart", "anyOf": [_TEXT_PART, *PART_SCHEMAS]}},
+    ]
+}
+
+
+def _message_schema(roles: tuple[str, ...], fields: Mapping[str, Reader]) -> JSONObject:
+    """Of a message in one of these roles; an answer that calls tools needs no content."""
+    is_answer = "assistant" in roles
+    schema = object_schema({"role": OneOf(roles), **fields}, required=("role",))
+    own = {
+        "content": nullable(_CONTENT) if is_answer else _CONTENT,
+        "function_call": {"type": "null"},
+    }
+    return schema | {
+        "properties": {**json_object(schema["properties"], ""), **own},
+        "required": ["role"] if is_answer else ["role", "content"],
+    }

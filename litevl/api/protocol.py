@@ -6,23 +6,28 @@ stood in it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from litevl.api.fields import (
+    Described,
     Integer,
+    JSONObject,
     ListOf,
-    Number,
+    ObjectOf,
     OneOf,
     Reader,
+    described,
     flag,
     json_object,
+    object_schema,
     read_fields,
     refuse,
     text,
     unsupported,
 )
 from litevl.api.messages import MessageReader
+from litevl.api.sampling import SAMPLING_FIELDS, Sampling, read_sampling
 from litevl.api.tools import (
     ToolChoice,
     read_response_format,
@@ -30,8 +35,7 @@ from litevl.api.tools import (
     read_tool_choice,
     read_tools,
 )
-from litevl.errors import ContextLengthError
-from litevl.media.sources import parse_defaults
+from litevl.media.sources import DEFAULTS_SCHEMA, parse_defaults
 from litevl.sequence import (
     ChoiceGrammar,
     Conversation,
@@ -40,146 +44,14 @@ from litevl.sequence import (
     MediaOptions,
     MediaRef,
     Message,
-    ModelCard,
-    SamplingParams,
     Tool,
     ToolFormat,
     ToolGrammar,
 )
 
-MAX_N = 8
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 256  # characters
-MAX_STOP_TOKENS = 128
-MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_PROMPTS = 16  # of one text completion
 MAX_PROMPT_TOKENS = 2**20
-
-T = TypeVar("T")
-
-
-# Sampling --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to choose tokens, of chat and completions alike; `None` means the model's default."""
-
-    n: int = 1
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float = 0.0
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = field(default=(), repr=False)
-    stop_token_ids: tuple[int, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    logprobs: int | None = None  # how many likeliest tokens to tell with each chosen one
-
-    def params(
-        self, card: ModelCard, prompt_len: int, seed: int, prompt_param: str = "messages"
-    ) -> list[SamplingParams]:
-        """What the client asked, then the model's defaults, for each of the `n` answers.
-
-        `seed` is taken where the client gave none. `max_tokens` is clamped to the room the prompt
-        leaves: `ContextLengthError` if that is none. `InvalidValueError` for unknown tokens.
-        """
-        room = card.max_model_len - prompt_len
-        if room < 1:
-            raise ContextLengthError(
-                f"This model's maximum context length is {card.max_model_len} tokens: the prompt "
-                f"needs {prompt_len} and the answer at least 1. Shorten the text, send fewer "
-                "pictures or frames, or smaller ones with `max_pixels`.",
-                param=prompt_param,
-            )
-        self._check_tokens(card)
-        defaults = card.defaults
-        first = SamplingParams(
-            max_tokens=min(room if self.max_tokens is None else self.max_tokens, room),
-            temperature=_given(self.temperature, defaults.temperature),
-            top_p=_given(self.top_p, defaults.top_p),
-            top_k=max(_given(self.top_k, defaults.top_k), 0),  # -1 is all, too
-            min_p=self.min_p,
-            repetition_penalty=_given(self.repetition_penalty, defaults.repetition_penalty),
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
-            seed=_given(self.seed, seed) % 2**63,
-            stop_token_ids=frozenset(self.stop_token_ids)
-            | (frozenset() if self.ignore_eos else card.eos_token_ids),
-            min_tokens=min(self.min_tokens, room),
-            logprobs=self.logprobs,
-        )
-        return [replace(first, seed=(first.seed + i) % 2**63) for i in range(self.n)]
-
-    def check_form(self) -> None:
-        """For answers whose form is prescribed: nothing may end or prolong them."""
-        for name in ("stop", "stop_token_ids", "min_tokens", "ignore_eos"):
-            if getattr(self, name):
-                unsupported(name, "an answer whose form is prescribed ends by itself")
-
-    def _check_tokens(self, card: ModelCard) -> None:
-        tokens = {"logit_bias": [token for token, _ in self.logit_bias]}
-        tokens["stop_token_ids"] = list(self.stop_token_ids)
-        for name, ids in tokens.items():
-            if any(token >= card.vocab_size for token in ids):
-                refuse(name, f"made of token ids below {card.vocab_size}")
-
-
-def _given(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _stop(value: object, param: str) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list) or len(strings) > MAX_STOPS:
-        refuse(param, f"a string or a list of at most {MAX_STOPS} strings")
-    if not all(isinstance(each, str) and 0 < len(each) <= MAX_STOP_LENGTH for each in strings):
-        refuse(param, f"made of strings of 1 to {MAX_STOP_LENGTH} characters")
-    return tuple(strings)
-
-
-def _logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]:
-    biases = json_object(value, param)
-    if len(biases) > MAX_BIASES:
-        refuse(param, f"an object of at most {MAX_BIASES} token ids")
-    if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in biases):
-        refuse(param, "an object whose names are token ids")
-    read = Number(-100, 100)
-    return tuple((int(token), read(bias, f"{param}.{token}")) for token, bias in biases.items())
-
-
-SAMPLING_FIELDS: Mapping[str, Reader] = {
-    "n": Integer(1, MAX_N),
-    "max_tokens": Integer(1, 2**31 - 1),
-    "temperature": Number(0, 2),
-    "top_p": Number(0, 1, above=True),
-    "top_k": Integer(-1, 2**31 - 1),
-    "min_p": Number(0, 1),
-    "repetition_penalty": Number(0.01, 100),
-    "presence_penalty": Number(-2, 2),
-    "frequency_penalty": Number(-2, 2),
-    "logit_bias": _logit_bias,
-    "seed": Integer(-(2**63), 2**64 - 1),
-    "stop": _stop,
-    "stop_token_ids": ListOf(Integer(0, 2**31 - 1), MAX_STOP_TOKENS),
-    "min_tokens": Integer(0, 2**31 - 1),
-    "ignore_eos": flag,
-}
-
-
-def _sampling(body: Mapping[str, object], logprobs: int | None, **more: int) -> Sampling:
-    sampling = Sampling(**{**read_fields(body, SAMPLING_FIELDS), **more}, logprobs=logprobs)
-    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
-        refuse("min_tokens", "at most `max_tokens`")
-    return sampling
 
 
 # Streaming -------------------------------------------------------------------------------------
@@ -194,13 +66,18 @@ class Streaming:
     continuous_usage_stats: bool = False
 
 
+STREAM_FIELDS: Mapping[str, Reader] = {
+    "stream": flag,
+    "stream_options": ObjectOf({"include_usage": flag, "continuous_usage_stats": flag}),
+}
+
+
 def _streaming(body: Mapping[str, object]) -> Streaming:
-    given = read_fields(body, {"stream": flag, "stream_options": json_object})
+    given = read_fields(body, STREAM_FIELDS)
     options = given.pop("stream_options", None)
     if options is not None and not given.get("stream"):
         refuse("stream_options", "left out unless `stream` is true")
-    flags = dict.fromkeys(("include_usage", "continuous_usage_stats"), flag)
-    return Streaming(**given, **read_fields(options or {}, flags, "stream_options."))
+    return Streaming(**given, **(options or {}))
 
 
 # Chat ------------------------------------------------------------------------------------------
@@ -229,9 +106,9 @@ class ChatCompletionRequest:
     def parse(cls, body: Mapping[str, object]) -> "ChatCompletionRequest":
         """`InvalidValueError` or `UnsupportedParameterError` with the dotted path of the field."""
         values = read_fields(body, CHAT_FIELDS)
-        _refuse_unsupported(body)
+        _refuse_unsupported(body, UNSUPPORTED)
         reader = MessageReader(values.pop("mm_processor_kwargs", MediaOptions()))
-        messages = reader.read(body.get("messages"))
+        messages = reader(body.get("messages"), "messages")
         values |= _take_document(values)
         more = {}
         if longest := values.pop("max_completion_tokens", None):
@@ -239,7 +116,7 @@ class ChatCompletionRequest:
         request = cls(
             messages=messages,
             media=tuple(reader.media),
-            sampling=_sampling(body, _chat_logprobs(values), **more),
+            sampling=read_sampling(body, _chat_logprobs(values), **more),
             streaming=_streaming(body),
             template_kwargs=tuple(values.pop("chat_template_kwargs", {}).items()),
             fits_media=values.pop("media_fit", "none") == "auto",
@@ -250,6 +127,12 @@ class ChatCompletionRequest:
         if request.document or request.tool_choice.mode == "required":
             request.sampling.check_form()
         return request
+
+    @classmethod
+    def schema(cls) -> JSONObject:
+        """JSON Schema of a body."""
+        fields = {"messages": MessageReader(), **CHAT_FIELDS, **SAMPLING_FIELDS, **STREAM_FIELDS}
+        return _body_schema(object_schema(fields, required=("messages",)), UNSUPPORTED)
 
     @property
     def conversation(self) -> Conversation:
@@ -315,7 +198,7 @@ CHAT_FIELDS: Mapping[str, Reader] = {
     "structured_outputs": read_structured_outputs,
     "reasoning_effort": OneOf(("none", "minimal", "low", "medium", "high", "xhigh")),
     "chat_template_kwargs": json_object,
-    "mm_processor_kwargs": parse_defaults,
+    "mm_processor_kwargs": Described(parse_defaults, DEFAULTS_SCHEMA),
     "media_fit": OneOf(("none", "auto")),
     "media_receipt": flag,
 }
@@ -332,11 +215,22 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def _refuse_unsupported(body: Mapping[str, object]) -> None:
-    for name, harmless in UNSUPPORTED.items():
+def _refuse_unsupported(
+    body: Mapping[str, object], table: Mapping[str, tuple[object, ...]]
+) -> None:
+    for name, harmless in table.items():
         value = body.get(name)
-        if value is not None and value not in harmless:
+        # JSON's true is no 1, though Python's is.
+        if value is not None and not any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless
+        ):
             unsupported(name, "leave it out")
+
+
+def _body_schema(schema: JSONObject, refused: Mapping[str, tuple[object, ...]]) -> JSONObject:
+    """The schema of a body's tables, and the fields that must be left out."""
+    harmless = {name: {"enum": [*values, None]} for name, values in refused.items()}
+    return schema | {"properties": {**json_object(schema["properties"], ""), **harmless}}
 
 
 # Text completions ------------------------------------------------------------------------------
@@ -357,12 +251,8 @@ class CompletionRequest:
     @classmethod
     def parse(cls, body: Mapping[str, object]) -> "CompletionRequest":
         """`InvalidValueError` or `UnsupportedParameterError` with the dotted path of the field."""
-        values = read_fields(body, COMPLETION_FIELDS)
-        if "prompt" not in values:
-            refuse("prompt", "a text, token ids or a list of them")
-        for name in ("suffix", "prompt_logprobs", "best_of"):
-            if body.get(name) not in (None, "", 0, 1):
-                unsupported(name, "leave it out")
+        values = read_fields(body, COMPLETION_FIELDS, required=("prompt",))
+        _refuse_unsupported(body, COMPLETION_UNSUPPORTED)
         values |= _take_document(values)
         logprobs = values.pop("logprobs", None)
         if logprobs is not None and values.get("echo"):
@@ -370,7 +260,7 @@ class CompletionRequest:
         more = {} if body.get("max_tokens") is not None else {"max_tokens": 16}  # as OpenAI has it
         request = cls(
             prompts=values.pop("prompt"),
-            sampling=_sampling(body, logprobs, **more),
+            sampling=read_sampling(body, logprobs, **more),
             streaming=_streaming(body),
             **values,
         )
@@ -378,23 +268,40 @@ class CompletionRequest:
             request.sampling.check_form()
         return request
 
-
-def _prompts(value: object, param: str) -> tuple[str | tuple[int, ...], ...]:
-    """A text, a list of texts, token ids, or a list of lists of them."""
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not value:
-        refuse(param, "a text, token ids or a list of them")
-    if all(isinstance(each, int) for each in value):
-        return (_token_ids(value, param),)
-    return ListOf(_prompt, MAX_PROMPTS)(value, param)
-
-
-def _prompt(value: object, param: str) -> str | tuple[int, ...]:
-    return value if isinstance(value, str) else _token_ids(value, param)
+    @classmethod
+    def schema(cls) -> JSONObject:
+        """JSON Schema of a body."""
+        fields = {**COMPLETION_FIELDS, **SAMPLING_FIELDS, **STREAM_FIELDS}
+        return _body_schema(object_schema(fields, required=("prompt",)), COMPLETION_UNSUPPORTED)
 
 
 _token_ids = ListOf(Integer(0, 2**31 - 1), MAX_PROMPT_TOKENS, least=1)
+
+
+_TEXT_PROMPT: JSONObject = {"type": "string", "minLength": 1}
+
+
+@described({"anyOf": [_TEXT_PROMPT, _token_ids.schema]})
+def _prompt(value: object, param: str) -> str | tuple[int, ...]:
+    if value == "":
+        refuse(param, "at least one token long")
+    return value if isinstance(value, str) else _token_ids(value, param)
+
+
+_prompt_list = ListOf(_prompt, MAX_PROMPTS, least=1)
+
+
+@described({"anyOf": [_TEXT_PROMPT, _token_ids.schema, _prompt_list.schema]})
+def _prompts(value: object, param: str) -> tuple[str | tuple[int, ...], ...]:
+    """A text, a list of texts, token ids, or a list of lists of them."""
+    if isinstance(value, str):
+        return (_prompt(value, param),)
+    if not isinstance(value, list) or not value:
+        refuse(param, "a text, token ids or a list of them")
+    if all(isinstance(each, int | float) for each in value):
+        return (_token_ids(value, param),)
+    return _prompt_list(value, param)
+
 
 COMPLETION_FIELDS: Mapping[str, Reader] = {
     "model": text,
@@ -403,6 +310,12 @@ COMPLETION_FIELDS: Mapping[str, Reader] = {
     "logprobs": Integer(0, MAX_LOGPROBS),
     "response_format": read_response_format,
     "structured_outputs": read_structured_outputs,
+}
+
+COMPLETION_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "suffix": ("",),
+    "prompt_logprobs": (),
+    "best_of": (1,),
 }
 
 
@@ -420,12 +333,30 @@ class TokenizeRequest:
 
     @classmethod
     def parse(cls, body: Mapping[str, object]) -> "TokenizeRequest":
-        values = read_fields(body, {"model": text, "prompt": text, "return_token_strs": flag})
+        values = read_fields(body, TOKENIZE_FIELDS)
         if body.get("messages") is not None:
             return cls(chat=ChatCompletionRequest.parse(body), **values)
         if "prompt" not in values:
             refuse("prompt", "a text, unless there are `messages`")
         return cls(**values)
+
+    @classmethod
+    def schema(cls, chat: JSONObject) -> JSONObject:
+        """JSON Schema of a body; `chat` is that of a chat request, or a reference to it."""
+        plain = object_schema(TOKENIZE_FIELDS, required=("prompt",))
+        return {
+            "anyOf": [
+                {"allOf": [plain, {"properties": {"messages": {"type": "null"}}}]},
+                {"allOf": [chat, object_schema(TOKENIZE_FIELDS)]},
+            ]
+        }
+
+
+TOKENIZE_FIELDS: Mapping[str, Reader] = {
+    "model": text,
+    "prompt": text,
+    "return_token_strs": flag,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -437,8 +368,15 @@ class DetokenizeRequest:
 
     @classmethod
     def parse(cls, body: Mapping[str, object]) -> "DetokenizeRequest":
-        read = ListOf(Integer(0, 2**31 - 1), MAX_PROMPT_TOKENS)
-        values = read_fields(body, {"model": text, "tokens": read})
-        if "tokens" not in values:
-            refuse("tokens", "a list of token ids")
-        return cls(**values)
+        return cls(**read_fields(body, DETOKENIZE_FIELDS, required=("tokens",)))
+
+    @classmethod
+    def schema(cls) -> JSONObject:
+        """JSON Schema of a body."""
+        return object_schema(DETOKENIZE_FIELDS, required=("tokens",))
+
+
+DETOKENIZE_FIELDS: Mapping[str, Reader] = {
+    "model": text,
+    "tokens": ListOf(Integer(0, 2**31 - 1), MAX_PROMPT_TOKENS),
+}

@@ -4,8 +4,6 @@
 
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -46,17 +44,19 @@ class TokenEndpoints:
         backend = self._service.ready_backend()
         asked = await parse_body(await request.body(), request.scope, TokenizeRequest.parse)
         find_model(backend.card, asked.model)
+        tokens: list[int] = []
         if asked.chat:
-            ids = (await self._measure(backend, asked.chat, request.scope))[0].token_ids
-        else:
-            encode = partial(backend.preprocessor.text_prompt, asked.prompt or "")
-            ids = (await self._service.in_worker(encode)).token_ids
-        names = partial(_names, backend, ids) if asked.return_token_strs else lambda: None
+            size, _ = await self._measure(backend, asked.chat, request.scope)
+            tokens = size.token_ids.tolist()
+        elif asked.prompt:  # an empty text is no prompt, and has no tokens
+            encode = partial(backend.preprocessor.text_prompt, asked.prompt)
+            tokens = (await self._service.in_worker(encode)).token_ids.tolist()
+        names = partial(_names, backend, tokens) if asked.return_token_strs else lambda: None
         return JSONResponse(
             {
-                "count": len(ids),
+                "count": len(tokens),
                 "max_model_len": backend.card.max_model_len,
-                "tokens": ids.tolist(),
+                "tokens": tokens,
                 "token_strs": await self._service.in_worker(names),
             }
         )
@@ -78,6 +78,6 @@ class TokenEndpoints:
         return await self._service.in_worker(measure), media
 
 
-def _names(backend: Backend, token_ids: NDArray[np.int64]) -> list[str]:
+def _names(backend: Backend, tokens: list[int]) -> list[str]:
     name = backend.preprocessor.token_name
-    return [name(token).decode(errors="replace") for token in token_ids.tolist()]
+    return [name(token).decode(errors="replace") for token in tokens]

@@ -11,9 +11,11 @@ from typing import Literal
 from litevl.api.fields import (
     JSONObject,
     ListOf,
+    ObjectOf,
+    Reader,
+    described,
     json_object,
     json_text,
-    read_fields,
     refuse,
     text,
     unsupported,
@@ -24,7 +26,7 @@ from litevl.sequence import ChoiceGrammar, JsonGrammar, Tool
 MAX_TOOLS = 128
 MAX_CHOICES = 1024
 MAX_SCHEMA = 2**18  # characters
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = "[A-Za-z0-9_.-]{1,64}"
 _MODES: Mapping[str, Literal["none", "auto", "required"]] = {
     "none": "none",
     "auto": "auto",
@@ -40,30 +42,50 @@ class ToolChoice:
     name: str | None = None
 
 
-def _tool(value: object, param: str) -> Tool:
-    tool = json_object(value, param)
-    if tool.get("type") != "function":
-        unsupported(f"{param}.type", "only `function` is")
-    function = json_object(tool.get("function"), f"{param}.function")
-    path = f"{param}.function.parameters"
-    given = function.get("parameters")
-    parameters: JSONObject = {"type": "object"} if given is None else json_object(given, path)
-    return Tool(
-        name=_tool_name(function.get("name"), f"{param}.function.name"),
-        parameters=_schema_text(parameters, path),
-        definition=_schema_text(tool, param),
-    )
-
-
+@described({"type": "string", "pattern": f"^{_NAME}$"})
 def _tool_name(value: object, param: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_NAME, value):
         refuse(param, "1 to 64 letters, digits, underscores, dashes or dots")
     return value
 
 
+@described({"type": "string", "enum": ["function"]})
+def _function_type(value: object, param: str) -> None:
+    if value != "function":
+        unsupported(param, "only `function` is")
+
+
+_TOOL = ObjectOf(
+    {
+        "type": _function_type,
+        "function": ObjectOf({"name": _tool_name, "parameters": json_object}, required=("name",)),
+    },
+    required=("type", "function"),
+)
+_NAMED_TOOL = ObjectOf(
+    {"type": _function_type, "function": ObjectOf({"name": _tool_name}, required=("name",))},
+    required=("type", "function"),
+)
+
+
+@described({"title": "Tool", **_TOOL.schema})
+def _tool(value: object, param: str) -> Tool:
+    function = _TOOL(value, param)["function"]
+    parameters = function.get("parameters", {"type": "object"})
+    return Tool(
+        name=function["name"],
+        parameters=_schema_text(parameters, f"{param}.function.parameters"),
+        definition=_schema_text(json_object(value, param), param),
+    )
+
+
+_tool_list = ListOf(_tool, MAX_TOOLS)
+
+
+@described(_tool_list.schema)
 def read_tools(value: object, param: str) -> tuple[Tool, ...]:
     """OpenAI's `tools`: functions with names of their own."""
-    tools = ListOf(_tool, MAX_TOOLS)(value, param)
+    tools: tuple[Tool, ...] = _tool_list(value, param)
     names = [tool.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -71,51 +93,24 @@ def read_tools(value: object, param: str) -> tuple[Tool, ...]:
     return tools
 
 
+@described({"anyOf": [{"type": "string", "enum": list(_MODES)}, _NAMED_TOOL.schema]})
 def read_tool_choice(value: object, param: str) -> ToolChoice:
     """none, auto, required, or `{"type": "function", "function": {"name": ...}}`."""
     if isinstance(value, str) and value in _MODES:
         return ToolChoice(_MODES[value])
     if not isinstance(value, dict):
         refuse(param, "none, auto, required or a function by its name")
-    if value.get("type") != "function":
-        unsupported(f"{param}.type", "only `function` is")
-    function = json_object(value.get("function"), f"{param}.function")
-    return ToolChoice("required", _tool_name(function.get("name"), f"{param}.function.name"))
+    return ToolChoice("required", _NAMED_TOOL(value, param)["function"]["name"])
 
 
 # Structured output -----------------------------------------------------------------------------
 
 
-def read_response_format(value: object, param: str) -> JsonGrammar | None:
-    """OpenAI's `response_format`; None for text."""
-    wanted = json_object(value, param)
-    match wanted.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return JsonGrammar('{"type":"object"}')
-        case "json_schema":
-            holder = json_object(wanted.get("json_schema"), f"{param}.json_schema")
-            return _schema(holder.get("schema"), f"{param}.json_schema.schema")
-    refuse(f"{param}.type", "text, json_object or json_schema")
-
-
-def read_structured_outputs(value: object, param: str) -> JsonGrammar | ChoiceGrammar:
-    """vLLM's `structured_outputs`, of which litevl has `json` and `choice`."""
-    wanted = json_object(value, param)
-    given = [name for name, each in wanted.items() if each is not None and each is not False]
-    for name in given:
-        if name not in ("json", "choice"):
-            unsupported(f"{param}.{name}", "use `json` or `choice`")
-    if len(given) != 1:
-        refuse(param, "an object with either `json` or `choice`")
-    readers = {"json": _schema, "choice": _choices}
-    grammar: JsonGrammar | ChoiceGrammar
-    (grammar,) = read_fields(wanted, readers, f"{param}.").values()
-    return grammar
-
-
+@described(
+    {"anyOf": [{"type": "object"}, {"type": "string", "maxLength": MAX_SCHEMA}, {"enum": [True]}]}
+)
 def _schema(value: object, param: str) -> JsonGrammar:
+    """A JSON Schema, the text of one, or `true` for any JSON."""
     if isinstance(value, str):
         if len(value) > MAX_SCHEMA:
             refuse(param, f"at most {MAX_SCHEMA} characters long")
@@ -134,8 +129,76 @@ def _schema_text(value: JSONObject, param: str) -> str:
     return written
 
 
+_choice_list = ListOf(described({"type": "string", "minLength": 1})(text), MAX_CHOICES, least=1)
+
+
+@described(_choice_list.schema)
 def _choices(value: object, param: str) -> ChoiceGrammar:
-    options = ListOf(text, MAX_CHOICES, least=1)(value, param)
+    options = _choice_list(value, param)
     if "" in options:
         refuse(param, "made of texts that are not empty")
     return ChoiceGrammar(options)
+
+
+_SCHEMA_HOLDER = ObjectOf({"schema": _schema}, required=("schema",))
+
+
+def _typed(name: str, **more: JSONObject) -> JSONObject:
+    """The schema of an object with a `type` of this name and with these members."""
+    kind: JSONObject = {"type": "string", "enum": [name]}
+    return {"type": "object", "properties": {"type": kind, **more}, "required": ["type", *more]}
+
+
+@described(
+    {
+        "title": "ResponseFormat",
+        "anyOf": [
+            _typed("text"),
+            _typed("json_object"),
+            _typed("json_schema", json_schema=_SCHEMA_HOLDER.schema),
+        ],
+    }
+)
+def read_response_format(value: object, param: str) -> JsonGrammar | None:
+    """OpenAI's `response_format`; None for text."""
+    wanted = json_object(value, param)
+    match wanted.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return JsonGrammar('{"type":"object"}')
+        case "json_schema":
+            grammar: JsonGrammar
+            (grammar,) = _SCHEMA_HOLDER(wanted.get("json_schema"), f"{param}.json_schema").values()
+            return grammar
+    refuse(f"{param}.type", "text, json_object or json_schema")
+
+
+_FORMS: Mapping[str, Reader] = {"json": _schema, "choice": _choices}
+_NOTHING: JSONObject = {"enum": [None, False]}
+
+
+def _only(form: str) -> JSONObject:
+    """The schema of an object that asks for this form and no other."""
+    others = {name: _NOTHING for name in _FORMS if name != form}
+    return {
+        "type": "object",
+        "properties": {form: _FORMS[form].schema, **others},
+        "required": [form],
+        "additionalProperties": _NOTHING,
+    }
+
+
+@described({"title": "StructuredOutputs", "anyOf": [_only(form) for form in _FORMS]})
+def read_structured_outputs(value: object, param: str) -> JsonGrammar | ChoiceGrammar:
+    """vLLM's `structured_outputs`, of which litevl has `json` and `choice`."""
+    wanted = json_object(value, param)
+    given = [name for name, each in wanted.items() if each is not None and each is not False]
+    for name in given:
+        if name not in _FORMS:
+            unsupported(f"{param}.{name}", "use `json` or `choice`")
+    if len(given) != 1:
+        refuse(param, "an object with either `json` or `choice`")
+    (name,) = given
+    grammar: JsonGrammar | ChoiceGrammar = _FORMS[name](wanted[name], f"{param}.{name}")
+    return grammar

@@ -7,11 +7,12 @@ sockets or decoders.
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
 from litevl.sequence import Detail, MediaKind, MediaOptions, MediaRef
 
+Schema = dict[str, object]
 Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 
 NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
@@ -31,7 +32,8 @@ _KINDS: Mapping[str, MediaKind] = {
     "file": "image",
     "input_file": "image",
 }
-_LEAST = {"fps": 0.001, "video_start": 0.0, "video_end": 0.001}
+_KEYS = {"input_image": "image_url", "input_video": "video_url", "input_file": "file_data"}
+_LEAST = {"fps": 0.001, "video_start": 0.0, "video_end": 0.001}  # the others are integers
 _OPTIONS = tuple(each.name for each in fields(MediaOptions))
 
 
@@ -115,9 +117,7 @@ def _find_source(
 ) -> tuple[str | list[object], str, Mapping[str, object]]:
     """A URL or a list of frames, its path, and the object that holds it (or an empty one)."""
     kind = str(part["type"])
-    key = {"input_image": "image_url", "input_video": "video_url", "input_file": "file_data"}.get(
-        kind, kind
-    )
+    key = _KEYS.get(kind, kind)
     value = part.get(key)
     path = f"{param}.{key}"
     inner: Mapping[str, object] = {}
@@ -172,6 +172,19 @@ def _merge(
     return given
 
 
+def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
+    read = {name: _option(name, value, f"{param}.{name}") for name, value in given.items()}
+    return MediaOptions(**read)
+
+
+def _option(name: str, value: object, path: str) -> Any:
+    if name == "detail":
+        return _detail(value, path)
+    if name in _LEAST:
+        return _number(value, path, _LEAST[name])
+    return _integer(value, path)
+
+
 def _detail(value: object, path: str) -> Detail | None:
     if value == "auto":
         return None
@@ -182,30 +195,9 @@ def _detail(value: object, path: str) -> Detail | None:
     raise InvalidValueError(f"{path} must be auto, low or high", param=path)
 
 
-def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
-    def integer(name: str) -> int | None:
-        return _integer(given[name], f"{param}.{name}") if name in given else None
-
-    def number(name: str) -> float | None:
-        return _number(given[name], f"{param}.{name}", _LEAST[name]) if name in given else None
-
-    return MediaOptions(
-        min_pixels=integer("min_pixels"),
-        max_pixels=integer("max_pixels"),
-        total_pixels=integer("total_pixels"),
-        resized_height=integer("resized_height"),
-        resized_width=integer("resized_width"),
-        fps=number("fps"),
-        nframes=integer("nframes"),
-        min_frames=integer("min_frames"),
-        max_frames=integer("max_frames"),
-        video_start=number("video_start"),
-        video_end=number("video_end"),
-        detail=_detail(given["detail"], f"{param}.detail") if "detail" in given else None,
-    )
-
-
 def _integer(value: object, path: str) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_OPTION:
         raise InvalidValueError(f"{path} must be a whole number from 1 up", param=path)
     return value
@@ -235,6 +227,43 @@ def _check_contradictions(options: MediaOptions, param: str) -> None:
             raise refuse(low, f"must not be more than {high}")
     if options.video_end is not None and (options.video_start or 0.0) >= options.video_end:
         raise refuse("video_start", "must be less than video_end")
+
+
+# What passes, as JSON Schema --------------------------------------------------------------------
+
+
+def _option_schema(name: str) -> Schema:
+    if name == "detail":
+        return {"type": ["string", "null"], "enum": ["auto", *get_args(Detail), None]}
+    kind, least = ("number", _LEAST[name]) if name in _LEAST else ("integer", 1)
+    return {"type": [kind, "null"], "minimum": least, "maximum": MAX_OPTION}
+
+
+def _part_schema(kind: str) -> Schema:
+    """Of a part of this type: its URL, or its list of frames, bare or in an object."""
+    key = _KEYS.get(kind, kind)
+    name = "file_data" if kind == "file" else "url"
+    source: list[Schema] = [{"type": "string"}]
+    if _KINDS[kind] == "video":
+        limits = {"minItems": 1, "maxItems": MAX_FRAME_LIST}
+        source.append({"type": "array", "items": {"type": "string"}, **limits})
+    inside: Schema = {"type": "object", "properties": {name: {"anyOf": source}, **_OPTION_SCHEMAS}}
+    inside["required"] = [name]
+    types = {"type": "string", "enum": [kind]}
+    return {
+        "type": "object",
+        "properties": {"type": types, key: {"anyOf": [*source, inside]}, **_OPTION_SCHEMAS},
+        "required": ["type", key],
+    }
+
+
+_OPTION_SCHEMAS: Schema = {name: _option_schema(name) for name in _OPTIONS}
+PART_SCHEMAS = tuple(_part_schema(kind) for kind in _KINDS)
+DEFAULTS_SCHEMA: Schema = {
+    "type": "object",
+    "properties": _OPTION_SCHEMAS,
+    "additionalProperties": {"type": "null"},
+}
 
 
 # Bytes -----------------------------------------------------------------------------------------
