@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test check bench size eval test-gpu clean
+.PHONY: help install serve test fuzz check bench size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,15 @@ serve: $(INSTALLED)  ## start the server (MODEL=demo HOST=0.0.0.0 PORT=8000 ARGS
 
 test: $(INSTALLED)  ## the test suite (ARGS='-k name' for a part of it)
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under atheris (FUZZ_RUNS=n FUZZ_SECONDS=n)
+	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
+	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
+	@$(BIN)/pip install -q atheris
+	@for target in url data_url magic json_body request answer; do \
+	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
+	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
+	done
 
 check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff format --check --output-format concise .

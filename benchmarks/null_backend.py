@@ -6,12 +6,14 @@ are out. Imports no torch.
 
 import threading
 from collections.abc import Sequence as Many
+from typing import Any
 
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.ports import Backend
 from litevl.sequence import (
+    Conversation,
     Deliver,
     FinishReason,
     Health,
@@ -22,8 +24,8 @@ from litevl.sequence import (
     SamplingDefaults,
     Sequence,
     StepOutput,
+    ToolFormat,
 )
-from litevl.sequence import Message as ChatMessage
 
 WORD = 0
 TOKEN_FRAME = b"data: {"
@@ -113,16 +115,21 @@ class NullEngine:
 
 
 class _Preprocessor:
-    def prepare(self, messages: Many[ChatMessage], media: Many[LoadedMedia]) -> Prompt:
+    tool_format: ToolFormat = "hermes"
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
         ids = np.zeros(1, dtype=np.int64)
         return Prompt(token_ids=ids, positions=np.zeros((3, 1), np.int64), position_delta=0)
 
     def token_bytes(self, token_id: int) -> bytes:
         return b" word"
 
+    def token_name(self, token_id: int) -> bytes:
+        return b" word"
+
 
 class _Media:
-    async def load(self, refs: Many[MediaRef], scope: bytes = b"") -> list[LoadedMedia]:
+    async def load(self, refs: Many[MediaRef], scope: bytes, fit: object) -> list[LoadedMedia]:
         return []
 
     async def close(self) -> None:
@@ -130,12 +137,19 @@ class _Media:
 
 
 def null_backend(engine: NullEngine) -> Backend:
-    """What `Service.attach` takes."""
+    """What `Service.attach` takes, without what a plain request never asks for."""
     card = ModelCard(
         names=("null",),
         created=0,
         max_model_len=MAX_TOKENS,
+        vocab_size=1,
         eos_token_ids=frozenset(),
         defaults=SamplingDefaults(),
     )
-    return Backend(card=card, engine=engine, preprocessor=_Preprocessor(), media=_Media())
+    preprocessor: Any = _Preprocessor()
+    media: Any = _Media()
+    nothing: Any = None
+    null_engine: Any = engine
+    return Backend(
+        card=card, engine=null_engine, preprocessor=preprocessor, grammars=nothing, media=media
+    )

@@ -25,6 +25,7 @@ from litevl.api.ports import Backend
 from litevl.cli import load_backend
 from litevl.config import Config
 from litevl.sequence import (
+    Conversation,
     MediaPart,
     MediaRef,
     Message,
@@ -67,7 +68,7 @@ class Client:
         media = await self._backend.media.load([ref])
         loaded = perf_counter()
         prepare = self._backend.preprocessor.prepare
-        prompt = await asyncio.to_thread(prepare, _messages(opening, question), media)
+        prompt = await asyncio.to_thread(prepare, _conversation(opening, question), media)
         prepared = perf_counter()
         await self._first_token(prompt)
         ended = perf_counter()
@@ -98,12 +99,10 @@ class Client:
         self._loop.call_soon_threadsafe(self._arrived.set)
 
 
-def _messages(opening: str, question: str) -> list[Message]:
-    asked = (MediaPart(0), TextPart(question))
-    return [
-        Message(role="system", parts=(TextPart(opening),)),
-        Message(role="user", parts=asked),
-    ]
+def _conversation(opening: str, question: str) -> Conversation:
+    system = Message(role="system", parts=(TextPart(opening),))
+    user = Message(role="user", parts=(MediaPart(0), TextPart(question)))
+    return Conversation(messages=(system, user))
 
 
 def picture(seed: int, size: tuple[int, int]) -> str:

@@ -95,9 +95,11 @@ def announce(serving: Serving, card: ModelCard, summary: dict[str, str]) -> None
 def banner(serving: Serving, card: ModelCard, summary: dict[str, str]) -> str:
     """What is served, where, with which key, and a line that can be pasted."""
     facts = {"model": ", ".join(card.names)} | summary
-    facts |= {"local": f"http://{_local_host(serving.config.host)}:{serving.port}/v1"}
+    facts |= {
+        "local": f"{_scheme(serving.config)}://{_local_host(serving.config.host)}:{serving.port}/v1"
+    }
     if not is_loopback(serving.config.host):
-        facts["network"] = f"http://{_lan_address()}:{serving.port}/v1"
+        facts["network"] = f"{_scheme(serving.config)}://{_lan_address()}:{serving.port}/v1"
     facts["key"] = _key_line(serving.keys)
     lines = [f"  {name:<9}{value}" for name, value in facts.items()]
     return "\n".join(
@@ -119,7 +121,8 @@ def _curl(serving: Serving, card: ModelCard) -> list[str]:
         write_private(request, json.dumps(sample_request(card)))
     except OSError as error:
         return [f"  (no sample request to try: cannot write {request}: {error.strerror})"]
-    address = f"http://{_local_host(serving.config.host)}:{serving.port}/v1/chat/completions"
+    host = f"{_local_host(serving.config.host)}:{serving.port}"
+    address = f"{_scheme(serving.config)}://{host}/v1/chat/completions"
     lines = ["  Try it in another terminal:", "", f"    curl {address} \\"]
     if serving.keys.file:
         file = shlex.quote(str(serving.keys.file.absolute()))
@@ -141,6 +144,10 @@ def sample_request(card: ModelCard) -> dict[str, object]:
 
 def _state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "litevl"
+
+
+def _scheme(config: Config) -> str:
+    return "https" if config.ssl_certfile else "http"
 
 
 def _local_host(host: str) -> str:

@@ -9,6 +9,7 @@ import difflib
 import logging
 import os
 import socket
+import ssl
 import sys
 import threading
 import tomllib
@@ -182,6 +183,7 @@ def serve(config: Config) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
+    _check_tls(config)
     listener = _listen(config)
     service = Service(config)
     server = uvicorn.Server(
@@ -194,12 +196,28 @@ def serve(config: Config) -> int:
             server_header=False,
             timeout_graceful_shutdown=DRAIN_S,
             timeout_keep_alive=20,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
         )
     )
     loading = _Loading(config, service, server, Serving(config, keys, listener.getsockname()[1]))
     loading.start()
     server.run(sockets=[listener])
     return 1 if loading.failure else 0
+
+
+def _check_tls(config: Config) -> None:
+    """Read the certificate before anything is promised."""
+    if config.ssl_certfile is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            config.ssl_certfile, config.ssl_keyfile
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
+        ) from None
 
 
 def _listen(config: Config) -> socket.socket:
@@ -256,6 +274,7 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
     from litevl.engine.memory import plan_for
     from litevl.media.loader import MediaLoader
     from litevl.models import loader
+    from litevl.models.grammar import Grammars
     from litevl.models.processor import Processor
 
     if not sys.stderr.isatty():
@@ -272,6 +291,7 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         names=config.served_model_name or (_default_name(config.model),),
         created=int(time()),
         max_model_len=plan.max_model_len,
+        vocab_size=model.vocab_size,
         eos_token_ids=settings.eos_token_ids,
         defaults=settings.defaults,
     )
@@ -284,6 +304,11 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         card=card,
         engine=_engine(model, plan, config),
         preprocessor=processor,
+        grammars=Grammars(
+            processor.tokenizer,
+            vocab_size=model.vocab_size,
+            eos_token_ids=settings.eos_token_ids,
+        ),
         media=MediaLoader(processor, config),
     )
     return backend, summary

@@ -7,6 +7,7 @@ This module knows nothing of what the settings do.
 import ipaddress
 import math
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from litevl.errors import ConfigError
@@ -53,6 +54,9 @@ class Config:
     num_blocks: int | None = option(None, "KV blocks by hand (default: planned from memory)")
     max_num_queued_reqs: int = option(128, "requests that may wait; more are answered 429")
     seed: int = option(0, "base of the seeds of requests that give none")
+    reasoning_in_content: bool = option(
+        False, "thoughts are told as content, for clients that print nothing else"
+    )
     # Media
     min_pixels: int | None = option(
         None, "least pixels of a picture or frame (default: the model's)"
@@ -70,6 +74,12 @@ class Config:
     media_networks: tuple[str, ...] = option(
         (), "private networks that pictures may be fetched from (none by default)", "CIDR,..."
     )
+    allowed_media_domains: tuple[str, ...] = option(
+        (), "the only hosts that pictures may be fetched from (default: any public one)", "HOST,..."
+    )
+    allowed_local_media_path: str | None = option(
+        None, "folder whose files may be sent as file:// URLs (none by default)", "DIR"
+    )
     # Server
     host: str = option(
         "127.0.0.1", "address to listen on; anything but loopback needs a key", "ADDRESS"
@@ -79,14 +89,19 @@ class Config:
     api_key_file: str | None = option(
         None, "file with one key a line, made with a fresh key if missing", "FILE"
     )
+    metrics_needs_key: bool = option(False, "/metrics asks for the key like everything else")
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
+    ssl_keyfile: str | None = option(None, "private key for https", "FILE")
+    ssl_certfile: str | None = option(None, "certificate for https", "FILE")
 
     def __post_init__(self) -> None:
         limits = {"image": 64, "video": 2} | self.limit_mm_per_prompt
         object.__setattr__(self, "limit_mm_per_prompt", limits)
         self._check_counts()
         self._check_media()
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"--gpu-memory-utilization must lie in (0, 1], got {self.gpu_memory_utilization}"
@@ -126,6 +141,10 @@ class Config:
         if any(limit < 0 for limit in self.limit_mm_per_prompt.values()):
             raise ConfigError("--limit-mm-per-prompt takes counts from 0 up")
         _ = self.media_ip_networks
+        if self.allowed_local_media_path and not Path(self.allowed_local_media_path).is_dir():
+            raise ConfigError(
+                f"--allowed-local-media-path {self.allowed_local_media_path} is no folder"
+            )
 
     @property
     def media_ip_networks(self) -> tuple[IPNetwork, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MediaKind = Literal["image", "video"]
+Detail = Literal["low", "high"]
 MediaKey = tuple[bytes, bytes]  # scope and digest: what may share features
 
 
@@ -35,16 +36,21 @@ class MediaOptions:
     max_frames: int | None = None
     video_start: float | None = None  # seconds
     video_end: float | None = None
+    detail: Detail | None = None  # OpenAI's word for a budget of pixels; `auto` is none given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRef:
-    """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind."""
+    """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind.
+
+    A clip may also come as pictures of its frames, an even number, `options.fps` a second.
+    """
 
     declared: MediaKind  # what the part called it; only used in errors before bytes are seen
-    url: str = field(repr=False)  # content: never logged
+    url: str = field(default="", repr=False)  # content: never logged
     param: str  # dotted path of the part, for errors: `messages[0].content[1]`
     options: MediaOptions = MediaOptions()
+    frames: tuple["MediaRef", ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,40 @@ class MediaPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model makes, or made in an earlier turn."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)  # a JSON object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     role: Literal["system", "user", "assistant", "tool"]  # `developer` has become `system`
     parts: tuple[TextPart | MediaPart, ...]
+    reasoning: str | None = field(default=None, repr=False)  # an earlier answer's
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # whose result a `tool` message is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    parameters: str = field(repr=False)  # JSON Schema of the arguments, an object
+    definition: str = field(repr=False)  # JSON of the whole as the client sent it, for the template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What the chat template is given."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    template_kwargs: tuple[tuple[str, object], ...] = ()  # JSON values by name
+    reasoning_effort: str | None = None  # OpenAI's word; "none" asks for an answer at once
 
 
 # Media -----------------------------------------------------------------------------------------
@@ -103,18 +140,26 @@ class MediaPlanner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LoadedMedia:
-    """Decoded and resized: what the model will see."""
+class PlannedMedia:
+    """A picture or clip of which it is settled what the model will see."""
 
     probe: Probe
     plan: MediaPlan
-    frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
-    digest: bytes  # blake2b-128 of the original bytes, the plan, the kind and the options
     param: str
+    options: MediaOptions = MediaOptions()  # what the plan was made for
 
     @property
     def kind(self) -> MediaKind:
         return self.probe.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedMedia(PlannedMedia):
+    """Decoded and resized."""
+
+    frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
+    digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
+    decode_seconds: float | None = None  # None: it was decoded for an earlier request
 
 
 # Prompts ---------------------------------------------------------------------------------------
@@ -143,12 +188,30 @@ class Prompt:
     positions: NDArray[np.int64] = field(repr=False)  # (3, n): time, height, width
     position_delta: int  # position of generated token at index i is i + delta, on all three rows
     media: tuple[MediaItem, ...] = ()
+    is_thinking: bool = False  # it ends inside an open `<think>`
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def num_media_tokens(self, kind: MediaKind) -> int:
         return sum(item.num_tokens for item in self.media if item.kind == kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSize:
+    """What one picture or clip costs."""
+
+    grid: tuple[int, int, int]  # patches in time, height, width
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptSize:
+    """What a prompt costs, known before any pixel is decoded."""
+
+    token_ids: NDArray[np.int64] = field(repr=False)  # (n,)
+    message_tokens: tuple[int, ...]  # of what each message says, without the template's words
+    media: tuple[MediaSize, ...]
 
 
 # Sampling --------------------------------------------------------------------------------------
@@ -198,6 +261,7 @@ class ModelCard:
     names: tuple[str, ...]  # the first is the id, the others are aliases
     created: int  # unix seconds
     max_model_len: int  # prompt and answer together, in tokens
+    vocab_size: int  # of the model's logits
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
 
@@ -231,12 +295,44 @@ class TokenMask(Protocol):
         ...
 
 
+# What an answer must look like -----------------------------------------------------------------
+
+ToolFormat = Literal["hermes", "xml"]  # `<tool_call>{json}</tool_call>`, `<function=name>...`
+
+
+@dataclass(frozen=True, slots=True)
+class JsonGrammar:
+    """One JSON document, written compactly."""
+
+    schema: str = field(repr=False)  # JSON Schema
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceGrammar:
+    """One of these texts."""
+
+    options: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolGrammar:
+    """Calls of these tools in the model's own format, and nothing else."""
+
+    tools: tuple[Tool, ...]
+    format: ToolFormat
+    is_parallel: bool = True  # several calls are allowed
+
+
+Grammar = JsonGrammar | ChoiceGrammar | ToolGrammar
+
+
 # Sequences -------------------------------------------------------------------------------------
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     ERROR = "error"  # never on the wire
 
 
@@ -261,6 +357,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     held_media: list[MediaItem] = field(default_factory=list)  # whose features it holds
     row: int = -1  # slot in the sampler's per-row state while running
+    started: float | None = None  # `time.monotonic` of when it first ran
     status: SequenceStatus = SequenceStatus.WAITING
 
     def __len__(self) -> int:
@@ -327,6 +424,21 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What the engine holds now, and what it has counted since its start."""
+
+    num_running: int  # sequences
+    num_waiting: int
+    num_blocks: int  # of the KV cache
+    kv_usage: float  # the share of these that sequences hold, from 0 to 1
+    block_size: int  # tokens
+    num_preemptions: int
+    prefix_queries: int  # prompt tokens
+    prefix_hits: int  # of these, found in the prefix cache
+    encoder_hits: int  # pictures and clips whose features were there
 
 
 class Health(StrEnum):

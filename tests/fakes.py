@@ -8,36 +8,46 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
+from numpy.typing import NDArray
 
 from litevl.api.app import create_app
-from litevl.api.ports import Backend
+from litevl.api.ports import Backend, Fit
 from litevl.api.service import Service
 from litevl.config import Config
 from litevl.sequence import (
+    Conversation,
     Deliver,
+    EngineStats,
     FinishReason,
+    Grammar,
     Health,
     LoadedMedia,
     MediaItem,
     MediaPlan,
     MediaRef,
-    Message,
+    MediaSize,
     ModelCard,
+    PlannedMedia,
     Probe,
     Prompt,
+    PromptSize,
     SamplingDefaults,
     Sequence,
     StepOutput,
     TextPart,
+    TokenLogprobs,
+    TokenMask,
+    ToolFormat,
 )
 
 EOS = 256  # below it, a token is a byte
@@ -51,6 +61,7 @@ CARD = ModelCard(
     names=("tiny", "alias/of-tiny"),
     created=1_700_000_000,
     max_model_len=512,
+    vocab_size=258,
     eos_token_ids=frozenset({EOS}),
     defaults=SamplingDefaults(temperature=0.5, top_p=0.9, top_k=20, repetition_penalty=1.05),
 )
@@ -90,6 +101,7 @@ class FakeEngine:
         if self.refusal:
             raise self.refusal
         with self._changed:
+            sequence.started = time.monotonic()
             self.added.append(sequence)
             self._running[sequence.request_id] = (sequence, self.script(sequence))
             self._changed.notify_all()
@@ -102,6 +114,19 @@ class FakeEngine:
 
     def health(self) -> Health:
         return self.state
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self.num_running,
+            num_waiting=0,
+            num_blocks=8,
+            kv_usage=min(self.num_running / 8, 1),
+            block_size=16,
+            num_preemptions=0,
+            prefix_queries=sum(len(each.prompt) for each in self.added),
+            prefix_hits=0,
+            encoder_hits=0,
+        )
 
     def stop(self) -> None:
         with self._changed:
@@ -160,7 +185,20 @@ class FakeEngine:
             reason = FinishReason.LENGTH
         if reason:
             del self._running[name]
-        return StepOutput(request_id=name, token_id=token, finish_reason=reason)
+        return StepOutput(
+            request_id=name,
+            token_id=token,
+            logprobs=self._logprobs(sequence, token),
+            finish_reason=reason,
+        )
+
+    def _logprobs(self, sequence: Sequence, token: int) -> TokenLogprobs | None:
+        """The token itself with -0.5, then the ids that follow it."""
+        wanted = sequence.params.logprobs
+        if wanted is None:
+            return None
+        top = tuple((token + i, -0.5 - i) for i in range(wanted))
+        return TokenLogprobs(chosen=-0.5, top=top)
 
 
 @dataclass
@@ -168,34 +206,62 @@ class FakePreprocessor:
     """A byte is a token; a picture or clip is four."""
 
     error: Exception | None = None
-    seen: list[tuple[Message, ...]] = field(default_factory=list)
+    is_thinking: bool = False
+    tool_format: ToolFormat = "hermes"
+    seen: list[Conversation] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
     may_go: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.may_go.set()
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
-        self.seen.append(tuple(messages))
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
+        self.seen.append(conversation)
         self.entered.set()
         self.may_go.wait(PATIENCE)
         if self.error:
             raise self.error
         ids: list[int] = []
         items: list[MediaItem] = []
-        for part in (part for message in messages for part in message.parts):
+        for part in (part for message in conversation.messages for part in message.parts):
             if isinstance(part, TextPart):
                 ids += part.text.encode()
             else:
                 items.append(_item(media[part.index], len(ids)))
                 ids += [MEDIA_TOKEN] * TOKENS_PER_ITEM
+        return replace(self.text_prompt(ids), media=tuple(items), is_thinking=self.is_thinking)
+
+    def text_prompt(self, text: str | Many[int]) -> Prompt:
+        ids = np.array(list(text.encode()) if isinstance(text, str) else text, np.int64)
         positions = np.tile(np.arange(len(ids)), (3, 1))
-        return Prompt(
-            token_ids=np.array(ids, np.int64),
-            positions=positions,
-            position_delta=0,
-            media=tuple(items),
+        return Prompt(token_ids=ids, positions=positions, position_delta=0)
+
+    def decode(self, token_ids: Many[int]) -> str:
+        return bytes(each for each in token_ids if each < EOS).decode(errors="replace")
+
+    def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
+        sizes = [
+            sum(
+                len(part.text.encode()) if isinstance(part, TextPart) else TOKENS_PER_ITEM
+                for part in message.parts
+            )
+            for message in conversation.messages
+        ]
+        item = MediaSize(grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM)
+        return PromptSize(
+            token_ids=np.zeros(sum(sizes), np.int64),
+            message_tokens=tuple(sizes),
+            media=(item,) * len(media),
         )
+
+    def fit(
+        self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
+    ) -> list[PlannedMedia]:
+        """Half as large."""
+        return [replace(each, plan=replace(each.plan, width=4, height=4)) for each in media]
+
+    def token_name(self, token_id: int) -> bytes:
+        return self.token_bytes(token_id) or f"<{token_id}>".encode()
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < EOS else b""
@@ -222,20 +288,61 @@ class FakeMedia:
     async def close(self) -> None:
         self.is_closed = True
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
+    async def load(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[LoadedMedia]:
+        known = {each.url for each in self.refs}
+        return [
+            LoadedMedia(
+                probe=each.probe,
+                plan=each.plan,
+                frames=np.zeros((1, each.plan.height, each.plan.width, 3), np.uint8),
+                digest=ref.url.encode()[:16],
+                param=each.param,
+                decode_seconds=None if ref.url in known else 0.25,
+            )
+            for ref, each in zip(refs, await self.measure(refs, scope, fit), strict=True)
+        ]
+
+    async def measure(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[PlannedMedia]:
         self.refs += refs
         if self.error:
             raise self.error
-        return [
-            LoadedMedia(
+        planned = [
+            PlannedMedia(
                 probe=Probe(kind=ref.declared, width=8, height=8),
                 plan=MediaPlan(frame_indices=(0,), width=8, height=8),
-                frames=np.zeros((1, 8, 8, 3), np.uint8),
-                digest=ref.url.encode()[:16],
                 param=ref.param,
             )
             for ref in refs
         ]
+        return await fit(planned) if fit else planned
+
+
+class FakeGrammars:
+    """Compiles everything to a mask that allows everything, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[Grammar, bool]] = []
+        self.error: Exception | None = None
+
+    def compile(self, grammar: Grammar, *, after_thinking: bool, param: str) -> TokenMask:
+        self.compiled.append((grammar, after_thinking))
+        if self.error:
+            raise self.error
+        return FreeMask()
+
+
+class FreeMask:
+    """Everything may come."""
+
+    def fill(self, bitmask: NDArray[np.int32]) -> None:
+        bitmask[:] = -1
+
+    def accept(self, token_id: int) -> None:
+        """Whatever it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +355,18 @@ class Rig:
     engine: FakeEngine
     preprocessor: FakePreprocessor
     media: FakeMedia
+    grammars: FakeGrammars
 
     def attach(self) -> None:
         """End the loading."""
         self.service.attach(
-            Backend(card=CARD, engine=self.engine, preprocessor=self.preprocessor, media=self.media)
+            Backend(
+                card=CARD,
+                engine=self.engine,
+                preprocessor=self.preprocessor,
+                grammars=self.grammars,
+                media=self.media,
+            )
         )
 
     def connect(self) -> socket.socket:
@@ -315,6 +429,7 @@ def running(*, is_loaded: bool = True, **settings: Any) -> Iterator[Rig]:
             engine=FakeEngine(),
             preprocessor=FakePreprocessor(),
             media=FakeMedia(),
+            grammars=FakeGrammars(),
         )
         try:
             if is_loaded:

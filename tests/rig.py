@@ -27,6 +27,7 @@ from litevl.models.attention import AttentionBackend, SdpaPaged, choose_backend
 from litevl.models.processor import Processor
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import (
+    Conversation,
     LoadedMedia,
     MediaItem,
     MediaKind,
@@ -223,7 +224,7 @@ class Rig:
             else:
                 parts.append(MediaPart(len(media)))
                 media.append(self._medium(part, seed + len(media)))
-        return self.processor.prepare(messages, media)
+        return self.processor.prepare(said(*messages), media)
 
     def _medium(self, shape: tuple[int, int, int], seed: int) -> LoadedMedia:
         count, height, width = shape
@@ -257,6 +258,10 @@ class Rig:
             position_delta=int(delta),
             media=media,
         )
+
+
+def said(*messages: Message) -> Conversation:
+    return Conversation(messages=messages)
 
 
 def greedy(prompt: Prompt, request_id: str, max_tokens: int, **changes: Any) -> Sequence:

@@ -8,6 +8,7 @@ import pytest
 from fakes import KEY, Rig, body, running
 from litevl.api.app import routes
 from litevl.api.auth import OPEN_PATHS, Keys
+from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.config import Config
 
@@ -32,7 +33,10 @@ WRONG = [
     {"x-api-key": ""},
     {"cookie": f"authorization={KEY}"},
 ]
-ADDRESSES = [route.path.replace("{name:path}", "tiny") for route in routes(Service(Config()))]
+METHODS = {
+    route.path.replace("{name:path}", "tiny"): "POST" if "POST" in (route.methods or ()) else "GET"
+    for route in routes(Config(), Service(Config()), Records())
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +46,21 @@ def rig() -> Iterator[Rig]:
 
 
 def call(rig: Rig, path: str, headers: dict[str, str]) -> httpx.Response:
-    method = "POST" if path.endswith("completions") else "GET"
-    return httpx.request(method, rig.url + path, headers=headers, json=body(), trust_env=False)
+    method = METHODS.get("/" + path.lstrip("/").removeprefix("v1/").lstrip("/"), "GET")
+    content = body(prompt="hi", tokens=[1])  # good for every address
+    return httpx.request(method, rig.url + path, headers=headers, json=content, trust_env=False)
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1", "//v1/"])
-@pytest.mark.parametrize("path", ADDRESSES)
+@pytest.mark.parametrize("path", METHODS)
 def test_every_address_but_the_open_ones_asks_for_the_key(rig: Rig, path: str, prefix: str) -> None:
-    is_open = path in ("/health", "/health/live", "/version")
+    is_open = path in ("/health", "/health/live", "/version", "/metrics")
     assert (call(rig, prefix + path, {}).status_code == 200) == is_open
     assert call(rig, prefix + path, RIGHT[0]).status_code == 200
 
 
 def test_the_open_addresses_exist() -> None:
-    assert set(ADDRESSES) >= OPEN_PATHS
+    assert set(METHODS) >= OPEN_PATHS
 
 
 @pytest.mark.parametrize("headers", RIGHT, ids=str)

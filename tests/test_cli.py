@@ -2,17 +2,19 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from litevl.banner import load_keys, mask
 from litevl.cli import main, read_config
 from litevl.config import Config
 from litevl.errors import ConfigError
-from live import command, environment
+from live import command, environment, serve
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,21 @@ def test_a_taken_port_is_one_line_and_a_failure(capsys: pytest.CaptureFixture[st
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_certificate_makes_it_https_and_a_wrong_one_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parent / "tls"  # self-signed, for 127.0.0.1
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    with serve("--ssl-certfile", cert, "--ssl-keyfile", key, folder=tmp_path) as server:
+        context = ssl.create_default_context(cafile=cert)
+        assert httpx.get(f"{server.address}/health", verify=context).status_code == 200
+        assert f"curl https://127.0.0.1:{server.port}" in server.banner
+    assert main(["serve", "--port", "0", "--ssl-certfile", key, "--ssl-keyfile", key]) == 1
+    assert "--ssl-certfile" in capsys.readouterr().err
+    assert main(["serve", "--port", "0", "--ssl-certfile", cert]) == 1
+    assert "go together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

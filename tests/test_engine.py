@@ -293,3 +293,23 @@ def test_a_grammar_hears_every_token_of_its_request_alone() -> None:
     while each.num_unfinished:
         each.step()
     assert grammar.accepted == [0, 1, 2]
+
+
+def test_stats_tell_what_is_held_and_what_was_counted() -> None:
+    """Five equal prompts of five tokens, four rows: all but the first share its block of four."""
+    each = engine(ScriptedRunner())
+    sequences = [request(str(number), length=5, max_tokens=2) for number in range(5)]
+    for sequence in sequences:
+        each.add(sequence)
+    before = each.stats()
+    assert (before.num_running, before.num_waiting, before.kv_usage) == (0, 5, 0)
+    each.step()
+    assert (each.stats().num_running, each.stats().num_waiting) == (1, 4)
+    assert each.stats().kv_usage == 2 / 64
+    assert (each.stats().prefix_queries, each.stats().prefix_hits) == (5, 0)
+    while each.num_unfinished:
+        each.step()
+    assert each.stats() == replace(before, num_waiting=0, prefix_queries=25, prefix_hits=16)
+    started = [sequence.started for sequence in sequences]
+    assert None not in started
+    assert started == sorted(started)  # type: ignore[type-var]

@@ -80,6 +80,7 @@ PRIVATE = [
     "http://0x7f.1/", "http://①②⑦.0.0.1/", "http://１２７.0.0.1/", "http://127.0.0.1./",
     "http://127。0。0。1/",
     # IPv6, plain and carrying IPv4
+    "http://[20A]/", "http://[127.0.0.1]/",
     "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:a9fe:a9fe]/",
     "http://[::127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://[64:ff9b::a9fe:a9fe]/",
     "http://[64:ff9b:1::1]/", "http://[2002:7f00:1::]/", "http://[2002:5db8:d822::]/",
@@ -220,6 +221,20 @@ async def test_opened_networks_allow_their_addresses_on_any_port_and_no_others(
     for url in ("http://10.2.0.1/", "http://127.0.0.1/", "http://pictures.example:9000/"):
         assert await code_of(fetcher.fetch(reference(url))) == "invalid_image_url"
     assert dialled == []
+
+
+async def test_where_domains_are_named_no_other_host_is_asked_for_at_any_hop(
+    dialled: list[httpx.Request],
+) -> None:
+    fetcher = Fetcher(domains=["Pictures.Example"], resolver=resolver())
+    assert await fetcher.fetch(reference("http://PICTURES.example./")) == png()
+    dialled.clear()
+    for url in ("http://other.example/", "http://sub.pictures.example/", f"http://{PUBLIC}/"):
+        assert await code_of(fetcher.fetch(reference(url))) == "invalid_image_url"
+    assert dialled == []
+    away = httpx.URL("http://pictures.example/", params={"to": "http://other.example/"})
+    assert await code_of(fetcher.fetch(reference(str(away)))) == "invalid_image_url"
+    assert len(dialled) == 1
 
 
 # Redirects -------------------------------------------------------------------------------------

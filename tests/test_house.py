@@ -45,7 +45,7 @@ BROAD_EXCEPTS = {
     "litevl.cli": 1,  # a start that fails ends the process with one line
     "litevl.engine.engine": 1,  # a step that fails ends its sequences, not the thread
     "litevl.api.middleware": 1,  # the ASGI edge: a bug is a 500 with our error shape
-    "litevl.api.chat": 1,  # the body of a stream: a failure is its last frame
+    "litevl.api.exchange": 1,  # the body of a stream: a failure is its last frame
     "litevl.media.decode": 2,  # the child: readers throw anything at broken bytes and broken tags
 }
 

@@ -190,7 +190,7 @@ def test_a_body_that_is_not_json_is_400_with_its_place(shared: Rig) -> None:
 
 def test_a_bad_value_and_an_unsupported_one_are_400_with_their_path(shared: Rig) -> None:
     assert_error(shared.chat(temperature=3), 400, "invalid_value", "temperature")
-    assert_error(shared.chat(n=2), 400, "unsupported_parameter", "n")
+    assert_error(shared.chat(audio={}), 400, "unsupported_parameter", "audio")
 
 
 def test_a_prompt_that_is_too_long_is_400(shared: Rig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fakes import PATIENCE, FakeMedia, assert_error, body, request_bytes, running
+from fakes import PATIENCE, FakeGrammars, FakeMedia, assert_error, body, request_bytes, running
 from fakes import Rig as Server
 from litevl.api.ports import Backend
 from litevl.engine.engine import Engine
@@ -19,6 +19,7 @@ CARD = ModelCard(
     names=("tiny",),
     created=0,
     max_model_len=1600,
+    vocab_size=258,
     eos_token_ids=frozenset(),
     defaults=SamplingDefaults(temperature=0.0),
 )
@@ -28,7 +29,13 @@ CARD = ModelCard(
 def tiny(tmp_path: Path) -> tuple[Engine, LoggedRunner, Backend]:
     rig = Rig(make_checkpoint("qwen3_vl", tmp_path))
     engine, runner = rig.engine(num_blocks=400, max_tokens=32)
-    backend = Backend(card=CARD, engine=engine, preprocessor=rig.processor, media=FakeMedia())
+    backend = Backend(
+        card=CARD,
+        engine=engine,
+        preprocessor=rig.processor,
+        grammars=FakeGrammars(),
+        media=FakeMedia(),
+    )
     return engine, runner, backend
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from litevl.config import Config
 from litevl.errors import InvalidValueError, LitevlError, MediaError, UnavailableError
 from litevl.media import decode, fetch, loader, sources
+from litevl.media.cache import MediaCache
 from litevl.media.loader import MediaLoader
 from litevl.sequence import LoadedMedia, MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
 from media_samples import (
@@ -134,6 +136,62 @@ async def test_the_digest_names_bytes_kind_plan_and_options(make: Make) -> None:
         await digest(clip(), FakePlanner(size=(28, 28))),
     ]
     assert len({base, *others}) == 8
+
+
+async def test_what_was_decoded_before_is_not_decoded_again_in_the_same_scope(make: Make) -> None:
+    planner = FakePlanner(lambda probe: (0, 7, 23))
+    loader = make(planner)
+    (first,) = await loader.load([reference(clip(), param="a")], b"one")
+    planned = len(planner.batches)
+    again, beside = await loader.load([reference(clip(), param=name) for name in "bc"], b"one")
+    assert len(planner.batches) == planned
+    assert again.frames is first.frames and not first.frames.flags.writeable
+    assert [each.param for each in (first, again, beside)] == ["a", "b", "c"]
+    assert again.digest == first.digest and loader._cache.used == first.frames.nbytes
+    assert first.decode_seconds and again.decode_seconds is beside.decode_seconds is None
+    options = MediaOptions(max_pixels=2)
+    for other in (
+        await loader.load([reference(clip())], b"two"),
+        await loader.load([reference(clip(), options=options)], b"one"),
+    ):
+        assert other[0].frames is not first.frames and other[0].digest != first.digest
+
+
+async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -> None:
+    frames = tuple(
+        MediaRef(declared="image", url=data_url(png(*size)), param=f"v[{i}]")
+        for i, size in enumerate([(64, 48), (64, 48)])
+    )
+    options = MediaOptions(fps=4.0)
+    ref = MediaRef(declared="video", param="v", options=options, frames=frames)
+    loader = make()
+    (loaded,) = await loader.load([ref])
+    probe = loaded.probe
+    assert (probe.kind, probe.width, probe.height) == ("video", 64, 48)
+    assert (probe.num_frames, probe.fps, loaded.options.nframes) == (2, 4.0, 2)
+    assert (await loader.load([ref]))[0].frames is loaded.frames
+    bad = replace(ref, frames=(frames[0], reference(clip(), param="v[1]")))
+    error = await error_of(loader, bad)
+    assert (error.param, error.code) == ("v[1]", "video_parse_error")
+
+
+def test_the_cache_keeps_within_its_bytes_what_was_used_last() -> None:
+    def media(size: int) -> LoadedMedia:
+        return LoadedMedia(
+            probe=Probe(kind="image", width=1, height=size),
+            plan=MediaPlan(frame_indices=(0,), width=1, height=size),
+            frames=np.zeros((1, size, 1, 3), np.uint8),
+            digest=b"",
+            param="",
+        )
+
+    cache = MediaCache(30)
+    for name in (b"a", b"b", b"a", b"c"):
+        cache.put(name, media(4))
+        cache.get(b"a")
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
+    cache.put(b"large", media(11))
+    assert cache.get(b"large") is None and cache.used == 24
 
 
 # Limits ----------------------------------------------------------------------------------------
@@ -260,7 +318,7 @@ async def test_one_failure_cancels_the_rest_and_the_loader_goes_on(make: Make) -
     stopped = list(loading._workers.pids)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)  # the good items can never end
-    good = numbered(png(), clip())
+    good = numbered(png(64, 64), clip())
     error = await error_of(loading, *good, reference("data:image/png;base64,!", param="x"))
     assert error.param == "x"
     assert not set(stopped) & loading._workers.pids
@@ -282,7 +340,7 @@ async def test_a_client_that_goes_away_leaves_no_child_at_work(make: Make) -> No
     await loading.load([reference(png())])
     (pid,) = loading._workers.pids
     os.kill(pid, signal.SIGSTOP)
-    task = asyncio.create_task(loading.load([reference(png())]))
+    task = asyncio.create_task(loading.load([reference(png(64, 64))]))
     while loading._workers._idle:
         await asyncio.sleep(0)
     task.cancel()
@@ -292,7 +350,7 @@ async def test_a_client_that_goes_away_leaves_no_child_at_work(make: Make) -> No
     assert len(await loading.load([reference(png())])) == 1
 
 
-@pytest.mark.parametrize("data", [png(), clip()])
+@pytest.mark.parametrize("data", [png(64, 64), clip()])
 async def test_closing_ends_children_at_work_and_starts_no_other(make: Make, data: bytes) -> None:
     loading = make()
     await loading.load([reference(png())])

@@ -6,13 +6,13 @@ from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import decord
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,6 +23,7 @@ from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InvalidValueError
 from litevl.models.processor import Processor
 from litevl.sequence import LoadedMedia, MediaOptions, MediaPart, Message, Probe, Prompt, TextPart
+from rig import said
 from tiny_models import CONTROL_TOKENS, FAMILIES, Family, make_checkpoint
 
 CONTEXT = 4096
@@ -129,7 +130,7 @@ def ours(
             else:
                 media.append(load_picture(rig.processor, content, options))
         messages.append(Message(role=role, parts=tuple(parts)))  # type: ignore[arg-type]
-    return rig.processor.prepare(messages, media), media
+    return rig.processor.prepare(said(*messages), media), media
 
 
 def recipe(rig: Rig, turns: Many[Turn], keys: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def test_a_clips_keys_do_what_they_do_in_the_recipe(
 ) -> None:
     turns: list[Turn] = [("user", (clip_file, "What moves?"))]
     limits = resolved_limits(rig.family)["video"] | keys
-    prompt, _ = ours(rig, turns, MediaOptions(**keys))
+    prompt, _ = ours(rig, turns, MediaOptions(**cast(Any, keys)))
     assert_equal(rig, prompt, recipe(rig, turns, {"video": limits}))
 
 
@@ -260,7 +261,7 @@ def test_a_clips_keys_do_what_they_do_in_the_recipe(
 def test_a_pictures_keys_do_what_they_do_in_the_recipe(rig: Rig, keys: dict[str, int]) -> None:
     turns: list[Turn] = [("user", (picture(1, 300, 190), "What?"))]
     limits = resolved_limits(rig.family)["image"] | keys
-    prompt, _ = ours(rig, turns, MediaOptions(**keys))
+    prompt, _ = ours(rig, turns, MediaOptions(**cast(Any, keys)))
     assert_equal(rig, prompt, recipe(rig, turns, {"image": limits}))
 
 
@@ -268,7 +269,7 @@ def test_a_clip_of_one_frame_is_that_frame_twice(rig: Rig) -> None:
     probe = Probe(kind="video", width=64, height=64, num_frames=1, fps=25.0)
     media = _loaded(rig.processor, probe, np.zeros((1, 64, 64, 3), np.uint8), MediaOptions())
     assert media.plan.frame_indices == (0, 0)
-    prompt = rig.processor.prepare([Message(role="user", parts=(MediaPart(0),))], [media])
+    prompt = rig.processor.prepare(said(Message(role="user", parts=(MediaPart(0),))), [media])
     assert prompt.media[0].grid[0] == 1
 
 
@@ -277,7 +278,7 @@ def test_a_clip_of_one_frame_is_that_frame_twice(rig: Rig) -> None:
 
 def ask(rig: Rig, *texts: str, role: Any = "user") -> list[int]:
     message = Message(role=role, parts=tuple(TextPart(text) for text in texts))
-    ids: list[int] = rig.processor.prepare([message], []).token_ids.tolist()
+    ids: list[int] = rig.processor.prepare(said(message), []).token_ids.tolist()
     return ids
 
 
@@ -302,7 +303,7 @@ def test_a_control_token_typed_in_two_parts_stays_text(rig: Rig) -> None:
 def test_typed_placeholders_do_not_take_the_place_of_a_picture(rig: Rig) -> None:
     media = load_picture(rig.processor, picture(1, 64, 64), MediaOptions())
     parts = (TextPart("<|image_pad|><|video_pad|>"), MediaPart(0))
-    prompt = rig.processor.prepare([Message(role="user", parts=parts)], [media])
+    prompt = rig.processor.prepare(said(Message(role="user", parts=parts)), [media])
     pads = np.flatnonzero(prompt.token_ids == rig.hf.image_token_id)
     assert np.array_equal(prompt.media[0].token_indices, pads)
     assert not np.any(prompt.token_ids == rig.hf.video_token_id)
@@ -310,6 +311,7 @@ def test_typed_placeholders_do_not_take_the_place_of_a_picture(rig: Rig) -> None
 
 @given(text=st.text())
 def test_text_without_control_tokens_is_tokenised_whole(rig: Rig, text: str) -> None:
+    assume(not any(token in text for token in rig.hf.tokenizer.get_added_vocab()))
     messages = [{"role": "user", "content": text}]
     rendered = rig.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ask(rig, text) == rig.hf.tokenizer(rendered)["input_ids"]
@@ -355,7 +357,7 @@ def test_messages_that_the_template_refuses_or_drops_are_the_callers_fault(
     media = load_picture(rig.processor, picture(1, 64, 64), MediaOptions())
     processor = with_template(rig, tmp_path, template)
     with pytest.raises(InvalidValueError) as caught:
-        processor.prepare([Message(role="system", parts=(MediaPart(0),))], [media])
+        processor.prepare(said(Message(role="system", parts=(MediaPart(0),))), [media])
     assert caught.value.param == "messages"
 
 
@@ -420,11 +422,11 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(rig: Rig) 
     prompt, media = ours(rig, [("user", (picture(1, 300, 300), "What?"))])
     parts = (MediaPart(0), TextPart("What?"))
     exact = rig.load(Config(), max_model_len=len(prompt) + 1)
-    assert len(exact.prepare([Message(role="user", parts=parts)], media)) == len(prompt)
+    assert len(exact.prepare(said(Message(role="user", parts=parts)), media)) == len(prompt)
     short = rig.load(Config(), max_model_len=len(prompt))
     numbers = f"needs at least {len(prompt)} and {len(prompt) - 1} fit"
     with pytest.raises(ContextLengthError, match=numbers):
-        short.prepare([Message(role="user", parts=parts)], media)
+        short.prepare(said(Message(role="user", parts=parts)), media)
 
 
 def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(rig: Rig) -> None:
@@ -432,7 +434,7 @@ def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(
     pixelless = [replace(media[0], frames=np.zeros((0, 0, 0, 3), np.uint8))] * 500
     parts = tuple(MediaPart(i) for i in range(500))
     with pytest.raises(ContextLengthError, match="for each would fit"):
-        rig.processor.prepare([Message(role="user", parts=parts)], pixelless)
+        rig.processor.prepare(said(Message(role="user", parts=parts)), pixelless)
 
 
 def test_many_threads_prepare_at_once_and_agree(rig: Rig, clip_file: Path) -> None:

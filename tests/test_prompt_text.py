@@ -6,7 +6,7 @@ import pytest
 
 from litevl.errors import ContextLengthError
 from litevl.sequence import Message, TextPart
-from rig import Rig
+from rig import Rig, said
 from tiny_models import make_checkpoint
 
 
@@ -20,4 +20,4 @@ def test_a_text_far_too_long_is_refused_before_it_is_tokenised(
     monkeypatch.setattr(processor._text, "encode", tokenise)
     parts = (TextPart("a" * 10**6),)
     with pytest.raises(ContextLengthError, match="maximum context length"):
-        processor.prepare([Message(role="user", parts=parts)], [])
+        processor.prepare(said(Message(role="user", parts=parts)), [])

@@ -1,25 +1,34 @@
-"""A body -> JSON -> a checked request: what is honoured, refused, ignored and repaired."""
+"""JSON -> a checked request: what is honoured, refused and ignored."""
 
-import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fakes import CARD, EOS, body
-from litevl.api.json_body import JSONBody, parse_json
-from litevl.api.protocol import FIELDS, UNSUPPORTED, ChatCompletionRequest, StreamOptions
-from litevl.errors import (
-    ContextLengthError,
-    InvalidJSONError,
-    InvalidRequestError,
-    InvalidValueError,
-    LitevlError,
-    UnsupportedParameterError,
+from fakes import body
+from litevl.api.protocol import (
+    CHAT_FIELDS,
+    SAMPLING_FIELDS,
+    UNSUPPORTED,
+    ChatCompletionRequest,
+    CompletionRequest,
+    Streaming,
 )
-from litevl.sequence import MediaPart, TextPart
+from litevl.errors import InvalidRequestError, LitevlError
+from litevl.sequence import (
+    ChoiceGrammar,
+    JsonGrammar,
+    MediaOptions,
+    MediaPart,
+    TextPart,
+    ToolGrammar,
+)
 
+TOOL = {
+    "type": "function",
+    "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}},
+}
+OTHER_TOOL = {"type": "function", "function": {"name": "other"}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 CLIP = {"type": "video_url", "video_url": {"url": "https://example.com/clip.mp4"}}
 
@@ -40,8 +49,7 @@ def error_of(**fields: Any) -> LitevlError:
 @pytest.mark.parametrize(
     ("name", "value", "read"),
     [
-        ("model", "tiny", "tiny"),
-        ("stream", True, True),
+        ("n", 8, 8),
         ("max_tokens", 5, 5),
         ("max_tokens", 5.0, 5),
         ("temperature", 0, 0.0),
@@ -57,10 +65,49 @@ def error_of(**fields: Any) -> LitevlError:
         ("stop", "\n", ("\n",)),
         ("stop", ["a", "b"], ("a", "b")),
         ("stop", [], ()),
+        ("min_p", 1, 1.0),
+        ("min_tokens", 0, 0),
+        ("ignore_eos", True, True),
+        ("stop_token_ids", [3, 4.0], (3, 4)),
+        ("logit_bias", {"7": -100, "0": 2.5}, ((7, -100.0), (0, 2.5))),
+        ("logit_bias", {}, ()),
     ],
 )
-def test_a_field_in_its_range_is_read(name: str, value: object, read: object) -> None:
-    assert getattr(parse(**{name: value}), name) == read
+def test_a_sampling_field_in_its_range_is_read(name: str, value: object, read: object) -> None:
+    assert getattr(parse(**{name: value}).sampling, name) == read
+    completion = CompletionRequest.parse({"prompt": "hi", name: value})
+    assert getattr(completion.sampling, name) == read
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name", "read"),
+    [
+        ("model", "tiny", "model", "tiny"),
+        ("stream", True, "streaming", Streaming(stream=True)),
+        ("parallel_tool_calls", False, "parallel_tool_calls", False),
+        ("media_fit", "auto", "fits_media", True),
+        ("media_fit", "none", "fits_media", False),
+        ("media_receipt", True, "wants_receipt", True),
+        ("reasoning_effort", "high", "reasoning_effort", "high"),
+        ("chat_template_kwargs", {"a": [1]}, "template_kwargs", (("a", [1]),)),
+        ("response_format", {"type": "text"}, "document", None),
+        ("response_format", {"type": "json_object"}, "document", JsonGrammar('{"type":"object"}')),
+        (
+            "response_format",
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}},
+            "document",
+            JsonGrammar('{"a":1}'),
+        ),
+        ("structured_outputs", {"json": {"a": "圆"}}, "document", JsonGrammar('{"a":"圆"}')),
+        ("structured_outputs", {"json": '{"a": 1}'}, "document", JsonGrammar('{"a": 1}')),
+        ("structured_outputs", {"choice": ["a", "b"]}, "document", ChoiceGrammar(("a", "b"))),
+    ],
+    ids=str,
+)
+def test_a_chat_field_in_its_range_is_read(
+    field: str, value: object, name: str, read: object
+) -> None:
+    assert getattr(parse(**{field: value}), name) == read
 
 
 @pytest.mark.parametrize(
@@ -97,6 +144,50 @@ def test_a_field_in_its_range_is_read(name: str, value: object, read: object) ->
         ("stop", ["a"] * 17),
         ("stop", "a" * 257),
         ("stream_options", []),
+        ("n", 0),
+        ("n", 9),
+        ("min_p", 1.5),
+        ("min_p", float("nan")),
+        ("min_tokens", -1),
+        ("ignore_eos", 1),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", ["a"]),
+        ("stop_token_ids", 5),
+        ("logit_bias", [1]),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": float("nan")}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("top_logprobs", 1),  # without logprobs
+        ("tools", {}),
+        ("tools", [TOOL] * 129),
+        ("tools", ["x"]),
+        ("tools", [{"type": "function"}]),
+        ("tools", [{"type": "function", "function": {"name": "a b"}}]),
+        ("tools", [TOOL, TOOL]),
+        ("tool_choice", "sometimes"),
+        ("tool_choice", "required"),  # without tools
+        ("tool_choice", 5),
+        ("parallel_tool_calls", "no"),
+        ("response_format", "json"),
+        ("response_format", {"type": "xml"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
+        ("structured_outputs", {}),
+        ("structured_outputs", {"json": {}, "choice": ["a"]}),
+        ("structured_outputs", {"choice": []}),
+        ("structured_outputs", {"choice": ["a", ""]}),
+        ("structured_outputs", {"json": "x" * (2**18 + 1)}),
+        ("media_fit", True),
+        ("media_receipt", "yes"),
+        ("chat_template_kwargs", []),
+        ("mm_processor_kwargs", 1),
+        ("mm_processor_kwargs", {"fps": -1}),
+        ("mm_processor_kwargs", {"fps": 1, "nframes": 4}),
+        ("reasoning_effort", "extreme"),
         ("messages", "hi"),
         ("messages", []),
     ],
@@ -104,12 +195,13 @@ def test_a_field_in_its_range_is_read(name: str, value: object, read: object) ->
 )
 def test_a_field_out_of_its_range_is_named(name: str, value: object) -> None:
     error = error_of(**{name: value})
-    assert (error.status, error.code, error.param) == (400, "invalid_value", name)
-    assert f"`{name}`" in error.message
+    assert (error.status, error.code) == (400, "invalid_value")
+    assert error.param is not None and error.param.replace("[", ".").split(".")[0] == name
+    assert error.param in error.message
 
 
 def test_null_means_absent_and_unknown_fields_are_ignored() -> None:
-    nothing = dict.fromkeys([*FIELDS, *UNSUPPORTED, "user", "metadata"])
+    nothing = dict.fromkeys([*CHAT_FIELDS, *SAMPLING_FIELDS, *UNSUPPORTED, "user", "metadata"])
     assert parse(**nothing, no_such_field={"a": 1}) == parse()
 
 
@@ -121,27 +213,14 @@ def test_fields_without_effect_are_taken_with_any_value() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("top_logprobs", 5),
-        ("logit_bias", {"1": 2}),
-        ("min_p", 0.1),
-        ("min_tokens", 1),
-        ("ignore_eos", True),
-        ("stop_token_ids", [1]),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"json": {}}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
-        ("media_fit", True),
-        ("media_receipt", True),
-        ("chat_template_kwargs", {"a": 1}),
-        ("mm_processor_kwargs", {"fps": 1}),
-        ("reasoning_effort", "high"),
+        ("tools", [{"type": "web_search"}]),
+        ("tool_choice", {"type": "allowed_tools"}),
+        ("structured_outputs", {"regex": "a+"}),
+        ("mm_processor_kwargs", {"size": {}}),
         ("verbosity", "low"),
         ("prediction", {"type": "content"}),
         ("web_search_options", {}),
@@ -149,7 +228,8 @@ def test_fields_without_effect_are_taken_with_any_value() -> None:
 )
 def test_a_known_field_that_cannot_be_honoured_is_refused(name: str, value: object) -> None:
     error = error_of(**{name: value})
-    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
+    assert (error.status, error.code) == (400, "unsupported_parameter")
+    assert error.param is not None and error.param.replace("[", ".").split(".")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -160,13 +240,13 @@ def test_a_field_that_asks_for_nothing_is_fine(name: str, value: object) -> None
 
 
 def test_max_completion_tokens_wins_over_max_tokens() -> None:
-    assert parse(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert parse(max_tokens=5, max_completion_tokens=7).sampling.max_tokens == 7
 
 
 def test_stream_options_are_read() -> None:
     options = {"include_usage": True, "continuous_usage_stats": None, "other": 1}
-    expected = StreamOptions(include_usage=True)
-    assert parse(stream=True, stream_options=options).stream_options == expected
+    expected = Streaming(stream=True, include_usage=True)
+    assert parse(stream=True, stream_options=options).streaming == expected
 
 
 def test_stream_options_without_a_stream_are_refused() -> None:
@@ -230,18 +310,116 @@ def test_a_malformed_message_is_named_by_its_path(message: object, param: str) -
     assert error_of(messages=[message]).param == param
 
 
+def test_calls_results_and_thoughts_of_earlier_turns_are_read() -> None:
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    call = {"id": "c1", "type": "function", "function": function}
+    loose = {"function": {"name": "g", "arguments": {"b": "圆"}}}
+    empty = {"id": "c3", "function": {"name": "h", "arguments": ""}}
+    request = parse(
+        messages=[
+            {"role": "assistant", "tool_calls": [call, loose, empty], "reasoning": "hm"},
+            {"role": "tool", "tool_call_id": "c1", "content": "4"},
+            {"role": "assistant", "content": "ok", "reasoning_content": "so"},
+        ]
+    )
+    asked, result, said = request.messages
+    calls = [(each.id, each.name, each.arguments) for each in asked.tool_calls]
+    assert calls == [("c1", "f", '{"a": 1}'), ("", "g", '{"b":"圆"}'), ("c3", "h", "{}")]
+    assert (asked.reasoning, asked.parts, said.reasoning) == ("hm", (), "so")
+    assert (result.role, result.tool_call_id, result.parts) == ("tool", "c1", (TextPart("4"),))
+
+
 @pytest.mark.parametrize(
-    "message",
+    ("message", "param"),
     [
-        {"role": "tool", "content": "4", "tool_call_id": "a"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]},
-        {"role": "assistant", "content": None, "function_call": {"name": "f"}},
+        ({"tool_calls": "x"}, "messages[0].tool_calls"),
+        ({"tool_calls": [{}]}, "messages[0].tool_calls[0].function"),
+        ({"tool_calls": [{"function": {}}]}, "messages[0].tool_calls[0].function.name"),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"reasoning": 5}, "messages[0].reasoning"),
+        ({"function_call": {"name": "f"}}, "messages[0].function_call"),
     ],
     ids=str,
 )
-def test_tool_calls_in_messages_are_refused(message: object) -> None:
-    with pytest.raises(UnsupportedParameterError):
-        parse(messages=[message])
+def test_a_malformed_turn_of_the_assistant_is_named_by_its_path(
+    message: dict[str, object], param: str
+) -> None:
+    assert error_of(messages=[{"role": "assistant", **message}]).param == param
+
+
+def test_a_thought_that_was_told_as_content_is_one_again() -> None:
+    def read(content: str) -> tuple[str | None, object]:
+        (message,) = parse(messages=[{"role": "assistant", "content": content}]).messages
+        return message.reasoning, message.parts
+
+    assert read("<think>\nhm\n</think>\n\nFour.") == ("hm", (TextPart("Four."),))
+    for plain in ("Four.", "<think>\nhm", "I say <think>a</think>"):
+        assert read(plain) == (None, (TextPart(plain),))
+
+
+def test_options_of_the_request_hold_where_a_part_says_nothing_else() -> None:
+    own = {**PICTURE, "max_pixels": 50_000}
+    request = parse(
+        messages=[{"role": "user", "content": [PICTURE, own, {**CLIP, "nframes": 4}]}],
+        mm_processor_kwargs={"max_pixels": 90_000, "fps": 1},
+    )
+    assert [ref.options for ref in request.media] == [
+        MediaOptions(max_pixels=90_000, fps=1.0),
+        MediaOptions(max_pixels=50_000, fps=1.0),
+        MediaOptions(max_pixels=90_000, nframes=4),
+    ]
+
+
+# Tools and forms -------------------------------------------------------------------------------
+
+
+def test_a_choice_of_tools_becomes_what_is_offered_and_a_grammar() -> None:
+    def outcome(choice: object, **more: Any) -> tuple[list[str], object]:
+        request = parse(tools=[TOOL, OTHER_TOOL], tool_choice=choice, **more)
+        return [tool.name for tool in request.conversation.tools], request.grammar("hermes")
+
+    both = ["get_time", "other"]
+    tools = parse(tools=[TOOL, OTHER_TOOL]).tools
+    named = {"type": "function", "function": {"name": "other"}}
+    assert outcome(None) == outcome("auto") == (both, None)
+    assert outcome("none") == ([], None)
+    assert outcome("required") == (both, ToolGrammar(tools, "hermes"))
+    alone = ToolGrammar(tools, "hermes", is_parallel=False)
+    assert outcome("required", parallel_tool_calls=False) == (both, alone)
+    assert outcome(named) == (both, ToolGrammar(tools[1:], "hermes", is_parallel=False))
+    assert tools[1].parameters == '{"type":"object"}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}}},
+            "tool_choice.function.name",
+        ),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "tool_choice": "required", "stop": "x"}, "stop"),
+        ({"response_format": {"type": "json_object"}, "stop": "x"}, "stop"),
+        ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "ignore_eos"),
+        ({"structured_outputs": {"choice": ["a"]}, "min_tokens": 1}, "min_tokens"),
+        ({"structured_outputs": {"choice": ["a"]}, "stop_token_ids": [1]}, "stop_token_ids"),
+        (
+            {"structured_outputs": {"json": {}}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"),
+    ],
+    ids=str,
+)
+def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert error_of(**fields).param == param
 
 
 def test_errors_never_repeat_what_the_client_sent() -> None:
@@ -260,144 +438,3 @@ def test_content_is_not_in_the_repr_of_a_request() -> None:
     request = parse(messages=[{"role": "user", "content": ["secret", PICTURE][1:]}], stop="secret")
     assert "secret" not in repr(request)
     assert "QUJD" not in repr(request)
-
-
-# Sampling --------------------------------------------------------------------------------------
-
-
-def test_the_models_defaults_stand_where_the_request_is_silent() -> None:
-    params = parse().sampling_params(CARD, 12, seed=3)
-    assert (params.temperature, params.top_p, params.top_k) == (0.5, 0.9, 20)
-    assert (params.repetition_penalty, params.presence_penalty) == (1.05, 0.0)
-    assert (params.max_tokens, params.seed) == (500, 3)
-    assert params.stop_token_ids == {EOS}
-
-
-def test_the_request_wins_over_the_models_defaults() -> None:
-    request = parse(temperature=0, top_p=0.1, top_k=-1, repetition_penalty=1, seed=9, max_tokens=3)
-    params = request.sampling_params(CARD, 12, seed=3)
-    assert (params.temperature, params.top_p, params.top_k) == (0, 0.1, 0)
-    assert (params.repetition_penalty, params.seed, params.max_tokens) == (1, 9, 3)
-
-
-@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
-def test_every_seed_fits_into_a_signed_64_bit_integer(seed: int) -> None:
-    assert 0 <= parse(seed=seed).sampling_params(CARD, 1, seed=0).seed < 2**63
-
-
-def test_max_tokens_is_clamped_to_the_room_left() -> None:
-    assert parse(max_tokens=10**9).sampling_params(CARD, 511, seed=0).max_tokens == 1
-
-
-def test_a_prompt_that_leaves_no_room_says_what_it_needs_and_what_fits() -> None:
-    with pytest.raises(ContextLengthError, match="maximum context length is 512 tokens") as caught:
-        parse().sampling_params(CARD, 512, seed=0)
-    assert "need 512" in caught.value.message
-    assert caught.value.code == "context_length_exceeded"
-
-
-# JSON ------------------------------------------------------------------------------------------
-
-BOTH_SLIPS = """{
-    "url": f"data:image/png;base64,QUJD",
-    "text": "f\\"x\\", }, ], f",
-    "list": [1, 2 , ],
-}"""
-REPAIRED: dict[str, object] = {
-    "url": "data:image/png;base64,QUJD",
-    "text": 'f"x", }, ], f',
-    "list": [1, 2],
-}
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.text('f",]}[{\\ a圆'),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('f",}'), inner, max_size=3),
-)
-
-
-def json_error(text: str | bytes) -> str:
-    with pytest.raises(InvalidJSONError) as caught:
-        parse_json(text.encode() if isinstance(text, str) else text)
-    return caught.value.message
-
-
-@given(st.dictionaries(st.text('f",'), json_values), st.sampled_from([None, 2]))
-def test_what_is_json_is_parsed_as_json(value: dict[str, object], indent: int | None) -> None:
-    for ensure_ascii in (True, False):
-        text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-        assert parse_json(text.encode()) == JSONBody(value)
-
-
-def with_slips(value: object) -> str:
-    """JSON with both slips wherever they can be made."""
-    if isinstance(value, str):
-        return "f" + json.dumps(value)
-    if isinstance(value, list):
-        return f"[{''.join(with_slips(each) + ' , ' for each in value)}]"
-    if isinstance(value, dict):
-        members = (f"{with_slips(k)}: {with_slips(v)},\n" for k, v in value.items())
-        return f"{{{''.join(members)}}}"
-    return json.dumps(value)
-
-
-@given(st.dictionaries(st.text('f",'), json_values, min_size=1))
-def test_both_slips_are_repaired_wherever_they_stand(value: dict[str, object]) -> None:
-    assert parse_json(with_slips(value).encode()) == JSONBody(value, ("f-string", "trailing-comma"))
-
-
-def test_a_repair_says_which_slips_there_were() -> None:
-    assert parse_json(BOTH_SLIPS.encode()) == JSONBody(REPAIRED, ("f-string", "trailing-comma"))
-    assert parse_json(b'{"a": f"b"}').slips == ("f-string",)
-    assert parse_json(b'{"a": [1,]}').slips == ("trailing-comma",)
-    assert parse_json(b'{"a": "b"}').slips == ()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"a": F"b"}',
-        '{"a": ff"b"}',
-        '{"a": f "b"}',
-        "{'a': 1}",
-        '{"a": 1,,}',
-        '{"a": 1} // note',
-        '{"a": "b}',
-        '{"a": 1',
-        '{"a": tru,}',
-        '{"a": f"b" f"c"}',
-        "",
-        "{" + "[" * 3,
-    ],
-)
-def test_any_other_slip_stays_an_error_with_its_place(text: str) -> None:
-    assert " line 1 column " in json_error(text)
-
-
-def test_an_error_beside_a_slip_is_told_at_its_own_first_place() -> None:
-    assert "line 2 column 6" in json_error('{"b": 1,\n"a": f"b", !}')
-
-
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "Infinity", "1" * 5000])
-def test_numbers_that_json_does_not_have_are_told_with_their_place(number: str) -> None:
-    assert "line 2 column 6" in json_error('{"NaN": "Infinity",\n"b": ' + number + "}")
-
-
-def test_what_no_reader_could_use_later_is_refused_here() -> None:
-    json_error('{"a": "\\ud800"}')
-    json_error('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    assert "line 2 column 2" in json_error(b'{\n"\xff": 1}')
-
-
-def test_escaped_pairs_and_a_byte_order_mark_are_fine() -> None:
-    assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude42"}').value == {"a": "🙂"}
-
-
-@pytest.mark.parametrize("text", ["[]", '"a"', "1", "null"])
-def test_a_body_that_is_no_object_is_an_invalid_value(text: str) -> None:
-    with pytest.raises(InvalidValueError):
-        parse_json(text.encode())
-
-
-@pytest.mark.parametrize("text", ['{"a": "' + '\\"' * 10**6, "[" + ", " * 10**6, '"\\' * 10**6])
-def test_hostile_bodies_take_one_look_at_every_byte(text: str) -> None:
-    json_error(text)

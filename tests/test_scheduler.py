@@ -250,6 +250,7 @@ def test_a_picture_seen_before_or_beside_is_encoded_once() -> None:
     third.prompt = replace(third.prompt, media=(replace(shared, token_indices=np.arange(1, 7)),))
     each.add(third)
     assert not one_step(each).encode
+    assert each.encoder_cache.num_hits == 2  # the second's, beside the first, and the third's
 
 
 def test_features_that_nobody_holds_make_room_the_longest_unused_first() -> None:

@@ -14,6 +14,7 @@ from fakes import (
     EOS,
     PATIENCE,
     FakeEngine,
+    FakeGrammars,
     FakeMedia,
     FakePreprocessor,
     Rig,
@@ -23,12 +24,13 @@ from fakes import (
     running,
     say,
 )
-from litevl.api.chat import read_deltas
+from litevl.api.choices import Choice, PlainReader, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.service import Service
 from litevl.config import Config
+from litevl.errors import QueueFullError
 from litevl.sequence import FinishReason, Health, Sequence, StepOutput
 
 
@@ -160,17 +162,27 @@ def test_a_large_body_is_not_kept_while_the_model_answers(rig: Rig) -> None:
 
 def ready(engine: FakeEngine) -> tuple[Service, Backend]:
     service = Service(Config())
-    backend = Backend(card=CARD, engine=engine, preprocessor=FakePreprocessor(), media=FakeMedia())
+    backend = Backend(
+        card=CARD,
+        engine=engine,
+        preprocessor=FakePreprocessor(),
+        grammars=FakeGrammars(),
+        media=FakeMedia(),
+    )
     service.bind()
     service.attach(backend)
     return service, backend
 
 
-def sequence() -> Sequence:
+def sequences(*names: str) -> list[Sequence]:
     request = ChatCompletionRequest.parse(body())
-    prompt = FakePreprocessor().prepare(request.messages, [])
-    params = request.sampling_params(CARD, len(prompt), seed=0)
-    return Sequence(request_id="a", prompt=prompt, params=params)
+    prompt = FakePreprocessor().prepare(request.conversation, [])
+    (params,) = request.sampling.params(CARD, len(prompt), seed=0)
+    return [Sequence(request_id=name, prompt=prompt, params=params) for name in names]
+
+
+def token(name: str, token_id: int, reason: FinishReason | None = None) -> StepOutput:
+    return StepOutput(request_id=name, token_id=token_id, finish_reason=reason)
 
 
 @pytest.mark.anyio
@@ -178,34 +190,60 @@ async def test_steps_that_a_slow_reader_missed_come_together_and_in_order() -> N
     engine = FakeEngine()
     engine.hold()
     service, backend = ready(engine)
-    async with aclosing(service.generate(backend, sequence())) as batches:
-        first = asyncio.ensure_future(anext(batches))
+    with service.generation(backend, sequences("a", "c")) as generation:
+        first = asyncio.ensure_future(generation.take())
         await asyncio.sleep(0)
-        engine.deliver([StepOutput(request_id="a", token_id=1)])
-        assert [output.token_id for output in await first] == [1]
-        engine.deliver(
-            [StepOutput(request_id="a", token_id=2), StepOutput(request_id="b", token_id=9)]
-        )
-        engine.deliver([StepOutput(request_id="a", token_id=3)])
-        engine.deliver([StepOutput(request_id="a", token_id=EOS, finish_reason=FinishReason.STOP)])
-        assert [output.token_id for output in await anext(batches)] == [2, 3, EOS]
-        with pytest.raises(StopAsyncIteration):
-            await anext(batches)
-    assert engine.aborted == []
+        engine.deliver([token("a", 1)])
+        assert await first == [token("a", 1)]
+        engine.deliver([token("a", 2), token("b", 9), token("c", 3)])
+        engine.deliver([token("a", EOS, FinishReason.STOP), token("c", 4)])
+        assert [(each.request_id, each.token_id) for each in await generation.take()] == [
+            ("a", 2),
+            ("c", 3),
+            ("a", EOS),
+            ("c", 4),
+        ]
+        was_open = generation.is_open
+        generation.end("c")
+        assert (was_open, generation.is_open) == (True, False)
+    assert engine.aborted == ["c"]
+    assert service.num_running == 0
     await service.stop()
 
 
 @pytest.mark.anyio
-async def test_closing_a_generation_aborts_it() -> None:
+async def test_leaving_a_generation_aborts_what_has_not_ended() -> None:
     engine = FakeEngine()
     engine.hold(1)
     service, backend = ready(engine)
-    async with aclosing(service.generate(backend, sequence())) as batches:
-        await anext(batches)
-    assert engine.aborted == ["a"]
+    with service.generation(backend, sequences("a", "b")) as generation:
+        await generation.take()
+    assert sorted(engine.aborted) == ["a", "b"]
     assert service.num_running == 0
     await service.stop()
     assert isinstance(backend.media, FakeMedia) and backend.media.is_closed
+
+
+@pytest.mark.anyio
+async def test_a_request_of_which_one_sequence_is_refused_leaves_none_behind() -> None:
+    class Narrow(FakeEngine):
+        def add(self, sequence: Sequence) -> None:
+            if self.added:
+                raise QueueFullError("full")
+            super().add(sequence)
+
+    async def run() -> None:
+        with service.generation(backend, sequences("a", "b")) as generation:
+            await generation.take()
+
+    engine = Narrow()
+    engine.hold()
+    service, backend = ready(engine)
+    with pytest.raises(QueueFullError):
+        await run()
+    assert "a" in engine.aborted
+    assert service.num_running == 0
+    await service.stop()
 
 
 @pytest.mark.anyio
@@ -213,9 +251,21 @@ async def test_a_stop_string_is_told_when_the_engine_has_let_go() -> None:
     engine = FakeEngine()
     engine.hold(3)
     service, backend = ready(engine)
-    detokenizer = Detokenizer(backend.preprocessor.token_bytes, ("Two",))
-    async with aclosing(read_deltas(service.generate(backend, sequence()), detokenizer)) as deltas:
+    names = ("a", "b")
+    choices = [
+        Choice(
+            index,
+            name,
+            detokenizer=Detokenizer(backend.preprocessor.token_bytes, ("Two",)[index:]),
+            reader=PlainReader(),
+            token_name=backend.preprocessor.token_name,
+        )
+        for index, name in enumerate(names)
+    ]
+    generation = service.generation(backend, sequences(*names))
+    async with aclosing(read_deltas(generation, choices, lambda delta: None)) as deltas:
         while (await anext(deltas)).finish_reason is None:
             pass
         assert engine.aborted == ["a"]  # though nobody has asked for what comes after it
+    assert engine.aborted == ["a", "b"]
     await service.stop()

@@ -115,10 +115,8 @@ def test_an_option_given_twice_must_agree() -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "video", "video": [URL, URL]},
-        {"type": "video_url", "video_url": "data:video/jpeg;base64,AAAA,BBBB"},
-        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}},
-        {"type": "image_url", "image_url": {"url": URL, "detail": "high"}},
+        {"type": "video", "video": [URL, URL], "nframes": 2},
+        {"type": "video", "video": [URL, URL], "video_start": 1},
         {"type": "file", "file": {"file_id": "file-1"}},
         {"type": "input_image", "file_id": "file-1"},
     ],
@@ -137,6 +135,10 @@ def test_what_is_known_but_cannot_be_done_is_unsupported(part: dict[str, object]
         ({"type": "image_url", "image_url": {}}, "image_url.url"),
         ({"type": "image_url", "image_url": {"url": 3}}, "image_url.url"),
         ({"type": "video", "video": True}, "video"),
+        ({"type": "video", "video": []}, "video"),
+        ({"type": "video", "video": [URL] * 769}, "video"),
+        ({"type": "video", "video": [URL, 5]}, "video[1]"),
+        ({"type": "image", "image": [URL]}, "image"),
         ({"type": "file", "file": {}}, "file.file_data"),
         ({"type": "image_url", "image_url": {"url": URL, "detail": "ultra"}}, "detail"),
     ],
@@ -145,6 +147,24 @@ def test_wrong_types_are_refused_with_their_path(part: dict[str, object], path: 
     with pytest.raises(InvalidValueError) as caught:
         parse_part(part, PARAM)
     assert caught.value.param == f"{PARAM}.{path}"
+
+
+@pytest.mark.parametrize(("detail", "read"), [("auto", None), ("low", "low"), ("high", "high")])
+def test_detail_is_read(detail: str, read: str | None) -> None:
+    ref = parse_part({"type": "image_url", "image_url": {"url": URL, "detail": detail}}, PARAM)
+    assert ref is not None and ref.options.detail == read
+
+
+def test_a_list_of_frames_is_a_clip_of_an_even_number() -> None:
+    urls = [f"{URL}{i}" for i in range(3)]
+    ref = parse_part({"type": "video", "video": urls, "fps": 1}, PARAM)
+    assert ref is not None
+    assert (ref.declared, ref.options.fps) == ("video", 1.0)
+    assert [each.url for each in ref.frames] == [*urls, urls[-1]]
+    assert [each.param for each in ref.frames[:3]] == [f"{PARAM}.video[{i}]" for i in range(3)]
+    joined = parse_part({"type": "video_url", "video_url": "data:video/JPEG;base64,A,B"}, PARAM)
+    assert joined is not None
+    assert [each.url[-2:] for each in joined.frames] == [",A", ",B"]
 
 
 JSON = st.recursive(

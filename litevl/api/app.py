@@ -5,7 +5,8 @@ method such as `Post`. Knows the service, not what stands behind it.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -14,11 +15,16 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
-from litevl.api.auth import Authentication, Keys
-from litevl.api.chat import ChatCompletions, find_model
-from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
+from litevl.api.auth import OPEN_PATHS, Authentication, Keys
+from litevl.api.chat import ChatCompletions
+from litevl.api.completions import Completions
+from litevl.api.exchange import find_model
+from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser, Recording
+from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
+from litevl.api.status import StatusEndpoints
+from litevl.api.tokens import TokenEndpoints
 from litevl.config import Config
 from litevl.sequence import Health
 
@@ -32,8 +38,11 @@ def create_app(config: Config, service: Service) -> ASGIApp:
         yield
         await service.stop()
 
-    router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
-    http = _wrap(router, config)
+    records = Records()
+    table = routes(config, service, records)
+    router = Router(table, redirect_slashes=False, lifespan=lifespan)
+    recorded = partial(Recording, records=records, paths={route.path for route in table})
+    http = _wrap(router, config, recorded)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
@@ -42,11 +51,12 @@ def create_app(config: Config, service: Service) -> ASGIApp:
     return app
 
 
-def _wrap(app: ASGIApp, config: Config) -> ASGIApp:
+def _wrap(app: ASGIApp, config: Config, recorded: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
     """The layers, innermost first."""
     app = BodyLimit(app, config.max_body_size)
-    app = Authentication(app, Keys(config.api_key))
-    app = Errors(app)
+    open_paths = OPEN_PATHS - {"/metrics"} if config.metrics_needs_key else OPEN_PATHS
+    app = Authentication(app, Keys(config.api_key), open_paths)
+    app = recorded(Errors(app))
     if config.api_key:  # without a key, a page of any origin could otherwise use the model
         app = CORSMiddleware(
             app,
@@ -59,7 +69,7 @@ def _wrap(app: ASGIApp, config: Config) -> ASGIApp:
     return Normaliser(AnswerHeaders(app))
 
 
-def routes(service: Service) -> list[Route]:
+def routes(config: Config, service: Service, records: Records) -> list[Route]:
     """Every address, as the normaliser spells it: `/v1/models` is `/models`."""
 
     async def health(request: Request) -> Response:
@@ -81,11 +91,20 @@ def routes(service: Service) -> list[Route]:
         card = service.ready_backend().card
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
+    status = StatusEndpoints(service, records)
+    tokens = TokenEndpoints(service)
+    chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),
         Route("/health/live", live),
         Route("/version", version),
+        Route("/metrics", status.metrics),
+        Route("/status", status.status),
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/chat/completions", ChatCompletions(service), methods=["POST"]),
+        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/chat/completions/input_tokens", tokens.input_tokens, methods=["POST"]),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
+        Route("/completions", Completions(service), methods=["POST"]),
     ]

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from litevl.errors import AuthenticationError
 
 # Everything else, routes that do not exist included, asks for a key where one is configured.
-OPEN_PATHS = frozenset({"/health", "/health/live", "/version"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/version", "/metrics"})
 
 _CALLER = "litevl.caller"
 
@@ -54,13 +54,14 @@ def _offered_keys(headers: Headers) -> list[bytes]:
 class Authentication:
     """Answers 401 before a body is read, wherever the path is not open."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = self._keys.match(scope["headers"])
-        if scope["path"] not in OPEN_PATHS and caller is None:
+        if scope["path"] not in self._open_paths and caller is None:
             raise AuthenticationError(
                 "This server asks for a valid API key: send `Authorization: Bearer KEY`."
             )

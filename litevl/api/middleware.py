@@ -1,4 +1,5 @@
-"""What every request passes: one spelling of its address, an id, a size limit, errors as JSON.
+"""What every request passes: one spelling of its address, an id, a record of what becomes of it, a
+size limit, errors as JSON.
 
 Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
 """
@@ -7,12 +8,14 @@ import logging
 import re
 import traceback
 import uuid
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from litevl.api.records import Records, record_of
 from litevl.api.responses import error_response
 from litevl.errors import (
     InternalError,
@@ -81,6 +84,30 @@ def _request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
 
 
+class Recording:
+    """Has every request told once it has ended, in whatever way."""
+
+    def __init__(self, app: ASGIApp, records: Records, paths: Collection[str]) -> None:
+        """`paths` are the addresses that exist; all others are one."""
+        self._app = app
+        self._records = records
+        self._paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = scope["path"] if scope["path"] in self._paths else "other"
+        record = self._records.begin(scope, request_id(scope), endpoint)
+
+        async def noting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        finally:
+            self._records.finish(record)
+
+
 class BodyLimit:
     """413 for a body that is declared, or turns out, larger than `limit` bytes."""
 
@@ -116,25 +143,26 @@ class Errors:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_started = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             return  # nobody is there to be answered
         except Exception as error:  # noqa: BLE001 - the edge: no exception may leave the application
-            answer = to_litevl_error(error, request_id(scope))
-            if not has_started:  # or else the server closes the connection on the torn answer
+            answer = to_litevl_error(error, scope)
+            # Or else the server closes the connection on the torn answer.
+            if record_of(scope).status is None:
                 await error_response(answer)(scope, receive, send)
 
 
-def to_litevl_error(error: Exception, request: str) -> LitevlError:
-    """What to tell a client. The unexpected is logged with its origin, never with its message."""
+def to_litevl_error(error: Exception, scope: Scope) -> LitevlError:
+    """What to tell a client of the error that ends its request; the record hears of it too."""
+    answer = _answer_to(error, request_id(scope))
+    record_of(scope).code = answer.code
+    return answer
+
+
+def _answer_to(error: Exception, request: str) -> LitevlError:
+    """The unexpected is logged with its origin, never with its message."""
     if isinstance(error, LitevlError):
         return error
     if isinstance(error, HTTPException) and error.status_code in (404, 405):

@@ -3,20 +3,29 @@
 Implemented by `engine/engine.py` and composed in `cli.py`; used by `service.py` and `chat.py`.
 """
 
+from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
 from litevl.sequence import (
+    Conversation,
     Deliver,
+    EngineStats,
+    Grammar,
     Health,
     LoadedMedia,
     MediaRef,
-    Message,
     ModelCard,
+    PlannedMedia,
     Prompt,
+    PromptSize,
     Sequence,
+    TokenMask,
+    ToolFormat,
 )
+
+Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]  # the same, perhaps smaller
 
 
 class Engine(Protocol):
@@ -41,6 +50,10 @@ class Engine(Protocol):
         """READY, STALLED or DEAD, from the heartbeat of the step."""
         ...
 
+    def stats(self) -> EngineStats:
+        """What it holds and has counted; from any thread, without waiting for a step."""
+        ...
+
     def stop(self) -> None:
         """End the thread; what still runs is delivered as an error."""
         ...
@@ -49,17 +62,64 @@ class Engine(Protocol):
 class Preprocessor(Protocol):
     """Messages and pixels to ids. Slow: called in a worker thread; safe to call from several."""
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt: ...
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        ...
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt: ...
+
+    def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
+        """What `prepare` would make, without pixels."""
+        ...
+
+    def fit(
+        self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
+    ) -> list[PlannedMedia]:
+        """The media shrunk and thinned until the prompt leaves `reserve` tokens of the context."""
+        ...
+
+    def text_prompt(self, text: str | Many[int]) -> Prompt:
+        """Text, or token ids, as they are: without a chat template."""
+        ...
+
+    def decode(self, token_ids: Many[int]) -> str:
+        """The text of tokens, control tokens included; ids beyond the vocabulary are nothing."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token, perhaps part of a character; b"" for control tokens."""
+        ...
+
+    def token_name(self, token_id: int) -> bytes:
+        """The same, but control tokens by their name."""
+        ...
+
+
+class GrammarCompiler(Protocol):
+    """What answers must look like, as masks of tokens."""
+
+    def compile(self, grammar: Grammar, *, after_thinking: bool, param: str) -> TokenMask:
+        """A mask of its own for one answer; slow, from any thread.
+
+        After thinking: the form begins where the model ends its open thought. InvalidValueError
+        for `param` where the form cannot be.
+        """
         ...
 
 
 class MediaLoader(Protocol):
     """References to pixels, within the request's limits and deadlines."""
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]: ...
+    async def load(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[LoadedMedia]: ...
+
+    async def measure(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[PlannedMedia]:
+        """What `load` would decode."""
+        ...
 
     async def close(self) -> None:
         """End the children; later loads raise UnavailableError."""
@@ -73,4 +133,5 @@ class Backend:
     card: ModelCard
     engine: Engine
     preprocessor: Preprocessor
+    grammars: GrammarCompiler
     media: MediaLoader

@@ -1,16 +1,22 @@
-"""Results -> OpenAI's JSON and server-sent events. Called by `app`, `chat` and `middleware`.
+"""Results -> OpenAI's JSON and server-sent events. Called by `app`, `chat`, `completions` and
+`middleware`.
 
 The one place that knows what answers look like; knows nothing of how they came about.
 """
 
 import json
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 from starlette.responses import JSONResponse
 
+from litevl.api.answer import CallArguments, CallStart, Content, Piece, Reasoning, join
+from litevl.api.choices import Delta, ScoredToken, Tally
+from litevl.api.fields import JSONObject
 from litevl.errors import LitevlError
-from litevl.sequence import FinishReason, ModelCard, Prompt
+from litevl.sequence import ModelCard, Prompt
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM_HEADERS = (
@@ -25,30 +31,32 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
-# Whole answers ---------------------------------------------------------------------------------
+# Usage and models ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts of one answer."""
+    """Token counts of one request's answers."""
 
     prompt_tokens: int
     cached_tokens: int
     image_tokens: int
     video_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
 
     @classmethod
-    def of(cls, prompt: Prompt, completion_tokens: int, cached_tokens: int) -> "Usage":
+    def of(cls, prompts: Many[Prompt], tally: Tally) -> "Usage":
         return cls(
-            prompt_tokens=len(prompt),
-            cached_tokens=cached_tokens,
-            image_tokens=prompt.num_media_tokens("image"),
-            video_tokens=prompt.num_media_tokens("video"),
-            completion_tokens=completion_tokens,
+            prompt_tokens=sum(len(prompt) for prompt in prompts),
+            cached_tokens=tally.cached_tokens,
+            image_tokens=sum(prompt.num_media_tokens("image") for prompt in prompts),
+            video_tokens=sum(prompt.num_media_tokens("video") for prompt in prompts),
+            completion_tokens=tally.completion_tokens,
+            reasoning_tokens=tally.reasoning_tokens,
         )
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> JSONObject:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -58,39 +66,11 @@ class Usage:
                 "image_tokens": self.image_tokens,
                 "video_tokens": self.video_tokens,
             },
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerHead:
-    """What the object and every chunk of one answer begin with."""
-
-    id: str
-    created: int  # unix seconds
-    model: str
-
-    def as_json(
-        self, kind: Literal["chat.completion", "chat.completion.chunk"]
-    ) -> dict[str, object]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-
-def completion(
-    head: AnswerHead, text: str, finish_reason: FinishReason | None, usage: Usage
-) -> JSONResponse:
-    """A whole answer."""
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
-    answer = {**head.as_json("chat.completion"), "choices": [choice], "usage": usage.as_json()}
-    return JSONResponse(answer)
-
-
-def model_object(card: ModelCard, name: str) -> dict[str, object]:
+def model_object(card: ModelCard, name: str) -> JSONObject:
     """One name of the served model."""
     return {
         "id": name,
@@ -102,15 +82,231 @@ def model_object(card: ModelCard, name: str) -> dict[str, object]:
     }
 
 
-def model_list(card: ModelCard) -> dict[str, object]:
+def model_list(card: ModelCard) -> JSONObject:
     """The served name, then its aliases."""
     return {"object": "list", "data": [model_object(card, name) for name in card.names]}
+
+
+# Choices ---------------------------------------------------------------------------------------
+
+
+class Form(Protocol):
+    """How one endpoint writes its answers."""
+
+    @property
+    def whole(self) -> str:
+        """What the object of a whole answer is called."""
+        ...
+
+    @property
+    def chunk(self) -> str:
+        """What a chunk's object is called."""
+        ...
+
+    def choice(self, whole: Delta) -> JSONObject:
+        """A whole choice."""
+        ...
+
+    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
+        """The JSON text of a chunk's choice."""
+        ...
+
+
+class ChatForm:
+    """Chat completions: a message, and deltas of it."""
+
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+
+    def choice(self, whole: Delta) -> JSONObject:
+        answer = join(whole.pieces)
+        message: JSONObject = {"role": "assistant", "content": answer.content, "refusal": None}
+        if answer.reasoning is not None:
+            message |= {"reasoning_content": answer.reasoning, "reasoning": answer.reasoning}
+        if answer.calls:
+            message["content"] = answer.content or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in answer.calls
+            ]
+        return {
+            "index": whole.index,
+            "message": message,
+            "logprobs": _chat_logprobs(whole.scores),
+            "finish_reason": whole.finish_reason,
+        }
+
+    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
+        role = '"role":"assistant",' if is_first else ""
+        reason = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
+        scores = _one_line(_chat_logprobs(delta.scores)) if delta.scores else "null"
+        return (
+            f'{{"index":{delta.index},"delta":{{{role}{_delta_members(delta.pieces)}}},'
+            f'"logprobs":{scores},"finish_reason":{reason}}}'
+        )
+
+
+def _delta_members(pieces: Iterable[Piece]) -> str:
+    """The members of a delta; `content` is a string in every one."""
+    content = reasoning = ""
+    calls: dict[int, JSONObject] = {}
+    for piece in pieces:
+        match piece:
+            case Content(text):
+                content += text
+            case Reasoning(text):
+                reasoning += text
+            case _:
+                _add_call(calls, piece)
+    members = f'"content":{_one_line(content)}'
+    if reasoning:
+        text = _one_line(reasoning)
+        members += f',"reasoning_content":{text},"reasoning":{text}'
+    if calls:
+        members += f',"tool_calls":{_one_line(list(calls.values()))}'
+    return members
+
+
+def _add_call(calls: dict[int, JSONObject], piece: CallStart | CallArguments) -> None:
+    """Name first, then fragments of the arguments; what comes at once is one entry."""
+    if isinstance(piece, CallStart):
+        function: JSONObject = {"name": piece.name, "arguments": ""}
+        calls[piece.index] = {
+            "index": piece.index,
+            "id": piece.id,
+            "type": "function",
+            "function": function,
+        }
+        return
+    call = calls.setdefault(piece.index, {"index": piece.index, "function": {"arguments": ""}})
+    function = call["function"]  # type: ignore[assignment]
+    function["arguments"] = f"{function['arguments']}{piece.text}"
+
+
+def _chat_logprobs(scores: Iterable[ScoredToken]) -> JSONObject | None:
+    content = [
+        {**_scored(each), "top_logprobs": [_scored(other) for other in each.top]} for each in scores
+    ]
+    return {"content": content, "refusal": None} if content else None
+
+
+def _scored(token: ScoredToken) -> JSONObject:
+    text = token.text.decode(errors="replace")
+    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.text)}
+
+
+class TextForm:
+    """Text completions. `echoes` stand before the choices with their index."""
+
+    whole = "text_completion"
+    chunk = "text_completion"
+
+    def __init__(self, echoes: Mapping[int, str]) -> None:
+        self._echoes = echoes
+        self._lengths: dict[int, int] = {}  # characters of each choice so far
+
+    def choice(self, whole: Delta) -> JSONObject:
+        return self._choice(whole, is_first=True)
+
+    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
+        return _one_line(self._choice(delta, is_first=is_first))
+
+    def _choice(self, delta: Delta, *, is_first: bool) -> JSONObject:
+        text = join(delta.pieces).content
+        if is_first:
+            text = self._echoes.get(delta.index, "") + text
+        return {
+            "index": delta.index,
+            "text": text,
+            "logprobs": self._logprobs(delta),
+            "finish_reason": delta.finish_reason,
+        }
+
+    def _logprobs(self, delta: Delta) -> JSONObject | None:
+        if not delta.scores:
+            return None
+        names = [each.text.decode(errors="replace") for each in delta.scores]
+        offset = self._lengths.get(delta.index, 0)
+        offsets = []
+        for name in names:
+            offsets.append(offset)
+            offset += len(name)
+        self._lengths[delta.index] = offset
+        return {
+            "tokens": names,
+            "token_logprobs": [max(each.logprob, -9999.0) for each in delta.scores],
+            "top_logprobs": [
+                {other.text.decode(errors="replace"): other.logprob for other in each.top}
+                for each in delta.scores
+            ],
+            "text_offset": offsets,
+        }
+
+
+# Answers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHead:
+    """What the object and every chunk of one answer begin with."""
+
+    id: str
+    created: int  # unix seconds
+    model: str
+
+    def as_json(self, kind: str) -> JSONObject:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def whole_answer(
+    head: AnswerHead, form: Form, wholes: Iterable[Delta], usage: Usage, more: JSONObject
+) -> JSONResponse:
+    """A whole answer; `more` are members of litevl's own."""
+    choices = [form.choice(whole) for whole in wholes]
+    answer = head.as_json(form.whole) | {"choices": choices, "usage": usage.as_json()}
+    return JSONResponse(answer | more)
+
+
+class ChunkWriter:
+    """The events of one streamed answer. What is the same in every chunk is written once."""
+
+    def __init__(self, head: AnswerHead, form: Form, more: JSONObject) -> None:
+        """`more` are members of litevl's own for the first chunk."""
+        self._head = head.as_json(form.chunk)
+        self._prefix = f'data: {_one_line(self._head)[:-1]},"choices":['
+        self._form = form
+        self._more = more
+        self._begun: set[int] = set()
+
+    def has_begun(self, index: int) -> bool:
+        """Whether there was a chunk of this choice."""
+        return index in self._begun
+
+    def delta(self, delta: Delta, usage: str) -> bytes:
+        """A chunk of one choice. `usage` is "" or made by `usage_member`."""
+        choice = self._form.choice_chunk(delta, is_first=delta.index not in self._begun)
+        more = f",{_one_line(self._more)[1:-1]}" if self._more and not self._begun else ""
+        self._begun.add(delta.index)
+        return f"{self._prefix}{choice}]{usage}{more}}}\n\n".encode()
+
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices that `include_usage` asks for."""
+        return event({**self._head, "choices": [], "usage": usage.as_json()})
+
+
+def usage_member(usage: Usage | None) -> str:
+    """`usage` of a chunk that has a choice: a running count, or null."""
+    return f',"usage":{_one_line(usage.as_json() if usage else None)}'
 
 
 # Errors ----------------------------------------------------------------------------------------
 
 
-def error_object(error: LitevlError) -> dict[str, object]:
+def error_object(error: LitevlError) -> JSONObject:
     """The shape of every error, as a body or as a stream's last event."""
     return {
         "error": {
@@ -126,40 +322,9 @@ def error_response(error: LitevlError) -> JSONResponse:
     return JSONResponse(error_object(error), error.status, error.headers)
 
 
-# Streams ---------------------------------------------------------------------------------------
-
-
-def event(data: dict[str, object]) -> bytes:
+def event(data: JSONObject) -> bytes:
     """One server-sent event."""
     return f"data: {_one_line(data)}\n\n".encode()
-
-
-class ChunkWriter:
-    """The events of one streamed answer. What is the same in every chunk is written once."""
-
-    def __init__(self, head: AnswerHead) -> None:
-        self._head = head.as_json("chat.completion.chunk")
-        self._prefix = f'data: {_one_line(self._head)[:-1]},"choices":[{{"index":0,"delta":{{'
-
-    def delta(
-        self, text: str, finish_reason: FinishReason | None, usage: str, *, is_first: bool
-    ) -> bytes:
-        """Text that came, "" for none. `usage` is "" or made by `usage_member`."""
-        role = '"role":"assistant",' if is_first else ""
-        reason = f'"{finish_reason}"' if finish_reason else "null"
-        return (
-            f'{self._prefix}{role}"content":{_one_line(text)}}},'
-            f'"logprobs":null,"finish_reason":{reason}}}]{usage}}}\n\n'
-        ).encode()
-
-    def usage(self, usage: Usage) -> bytes:
-        """The chunk without choices that `include_usage` asks for."""
-        return event({**self._head, "choices": [], "usage": usage.as_json()})
-
-
-def usage_member(usage: Usage | None) -> str:
-    """`usage` of a chunk that has a choice: a running count, or null."""
-    return f',"usage":{_one_line(usage.as_json() if usage else None)}'
 
 
 def _one_line(value: object) -> str:

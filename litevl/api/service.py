@@ -7,7 +7,8 @@ running loop; `chat.py` asks it for tokens. Knows no HTTP and no text.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -38,6 +39,58 @@ class _Mailbox:
         self._arrived.clear()
         outputs, self._outputs = self._outputs, []
         return outputs
+
+
+class Generation:
+    """One request's sequences in the engine. Whatever has not ended when it is left is aborted."""
+
+    def __init__(
+        self, mailboxes: dict[str, _Mailbox], backend: Backend, sequences: Many[Sequence]
+    ) -> None:
+        self._mailboxes = mailboxes
+        self._mailbox = _Mailbox()
+        self._engine = backend.engine
+        self._sequences = sequences
+        self._open: set[str] = set()
+
+    def __enter__(self) -> "Generation":
+        """Add the sequences to the engine: all, or none and what `Engine.add` raises."""
+        with contextlib.ExitStack() as undo:
+            undo.push(self.__exit__)
+            for sequence in self._sequences:
+                self._mailboxes[sequence.request_id] = self._mailbox
+                self._open.add(sequence.request_id)
+                self._engine.add(sequence)
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for name in list(self._open):
+            self.end(name)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is still to come."""
+        return bool(self._open)
+
+    async def take(self) -> list[StepOutput]:
+        """What has come since the last call, to slow readers many steps at once; raises what the
+        engine reports."""
+        outputs = [each for each in await self._mailbox.take() if each.request_id in self._open]
+        for output in outputs:
+            if output.finish_reason:
+                self._open.discard(output.request_id)
+                del self._mailboxes[output.request_id]
+            if error := _error_of(output):
+                raise error
+        return outputs
+
+    def end(self, request_id: str) -> None:
+        """Nothing more of this sequence is wanted; one that has ended is left alone."""
+        if request_id in self._open:
+            self._open.discard(request_id)
+            del self._mailboxes[request_id]
+            self._engine.abort(request_id)
 
 
 class Service:
@@ -81,6 +134,11 @@ class Service:
         return Health.DRAINING if self._is_draining and health is Health.READY else health
 
     @property
+    def backend(self) -> Backend | None:
+        """The loaded model, in whatever health; None while it loads."""
+        return self._backend
+
+    @property
     def num_running(self) -> int:
         """Requests that wait for tokens."""
         return len(self._mailboxes)
@@ -103,30 +161,9 @@ class Service:
         """Run slow work in one of the few worker threads."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function)
 
-    async def generate(
-        self, backend: Backend, sequence: Sequence
-    ) -> AsyncGenerator[list[StepOutput], None]:
-        """Add a sequence to the engine and yield what comes: to slow readers, many steps at once.
-
-        The last list ends with a finish reason. Closed before that, as when a client hangs up, the
-        sequence is aborted. Raises what `Engine.add` raises, before anything is yielded, and what
-        the engine reports.
-        """
-        mailbox = self._mailboxes[sequence.request_id] = _Mailbox()
-        has_ended = False
-        try:
-            backend.engine.add(sequence)
-            while not has_ended:
-                outputs = await mailbox.take()
-                has_ended = outputs[-1].finish_reason is not None
-                error = _error_of(outputs[-1])
-                if error:
-                    raise error
-                yield outputs
-        finally:
-            del self._mailboxes[sequence.request_id]
-            if not has_ended:
-                backend.engine.abort(sequence.request_id)
+    def generation(self, backend: Backend, sequences: Many[Sequence]) -> "Generation":
+        """What the engine makes of one request's sequences; to be entered by `with`."""
+        return Generation(self._mailboxes, backend, sequences)
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
         """Called once a step by the engine thread: one wake-up of the loop for all requests."""

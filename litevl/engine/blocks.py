@@ -102,8 +102,8 @@ class BlockPool:
 class Chain:
     """The names of a sequence's blocks: each hashes all that lies before it and its own tokens.
 
-    A placeholder is named by its picture's digest and its place in it, so equal text around another
-    picture is another name; the chain begins with the scope. Positions follow from all these.
+    A placeholder is named by its picture's digest, so equal text around another picture is another
+    name; the chain begins with the scope. Places in the picture and positions follow from these.
     """
 
     def __init__(self, sequence: Sequence, block_size: int) -> None:
@@ -131,5 +131,5 @@ class Chain:
             for item in prompt.media:
                 low, high = np.searchsorted(item.token_indices, (start, end))
                 if low < high:
-                    contents += item.digest + int(low).to_bytes(4, "little")
+                    contents += item.digest
         return contents

@@ -27,6 +27,7 @@ class EncoderCache(Generic[Feature]):
         )  # oldest use first
         self._holders: Counter[MediaKey] = Counter()
         self._used = 0
+        self.num_hits = 0  # holders who found an item encoded, or about to be for another
 
     def __contains__(self, key: MediaKey) -> bool:
         return key in self._features
@@ -56,6 +57,7 @@ class EncoderCache(Generic[Feature]):
 
     def hold(self, key: MediaKey) -> None:
         """One more sequence needs this item, which may still have to be encoded."""
+        self.num_hits += key in self._features or key in self._holders
         self._holders[key] += 1
 
     def release(self, key: MediaKey) -> None:

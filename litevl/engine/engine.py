@@ -22,6 +22,7 @@ from litevl.errors import (
 from litevl.sequence import (
     Chunk,
     Deliver,
+    EngineStats,
     FinishReason,
     Health,
     SampledToken,
@@ -51,7 +52,7 @@ class Runner(Protocol):
 
 
 class Engine:
-    """Continuous batching over one model. `add`, `abort`, `health`, `stop`: from any thread."""
+    """Continuous batching over one model. `add`, `abort`, `health`, `stats`, `stop`: any thread."""
 
     def __init__(
         self,
@@ -119,6 +120,22 @@ class Engine:
         if began is not None and time.monotonic() - began > STALL_AFTER_S:
             return Health.STALLED
         return Health.READY
+
+    def stats(self) -> EngineStats:
+        """Counts as they are in this moment, of which some may be a step ahead of others."""
+        scheduler = self.scheduler
+        pool, num_running = scheduler.pool, len(scheduler.running)
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=max(len(self._unfinished) - num_running, 0),
+            num_blocks=pool.num_blocks,
+            kv_usage=1 - pool.num_free / pool.num_blocks,
+            block_size=pool.block_size,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            encoder_hits=scheduler.encoder_cache.num_hits,
+        )
 
     def stop(self) -> None:
         """End the thread after its current step; what still runs is delivered as an error."""

@@ -8,6 +8,7 @@ their own, unless their features are still there.
 Pure Python: knows counts of tokens, never tensors, tokenizers or HTTP. Called only by `engine.py`.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +35,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
+        self.prefix_queries = 0  # prompt tokens looked for, and found, when sequences first ran
+        self.prefix_hits = 0
         self._max_tokens = max_num_batched_tokens
         self._max_encoder_tokens = max_encoder_tokens or max_num_batched_tokens
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -156,6 +159,9 @@ class Scheduler:
         sequence.num_computed = len(hits) * self.pool.block_size
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
+            sequence.started = time.monotonic()
+            self.prefix_queries += len(sequence.prompt)
+            self.prefix_hits += sequence.num_cached
         sequence.row = self._free_rows.pop()
         sequence.status = SequenceStatus.RUNNING
         self.running.append(sequence)

@@ -48,11 +48,11 @@ _REFUSED_V6 = tuple(
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@%]+))(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]@%]+))(?::([0-9]{1,5}))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The address must not be dialled; the client hears one text for every reason."""
 
 
@@ -82,14 +82,14 @@ def parse_address(url: str) -> Address:
     """The only URL parser. Refuses all but plain http(s): user names, backslashes, spaces."""
     match = _URL.fullmatch(url.partition("#")[0]) if len(url) <= MAX_URL else None
     if match is None or "\\" in url or any(c.isspace() or not c.isprintable() for c in url):
-        raise _RefusedError
+        raise RefusedError
     scheme, authority, path = match[1].lower(), match[2], match[3]
     parts = _HOST.fullmatch(authority)
     if parts is None:
-        raise _RefusedError
+        raise RefusedError
     port = int(parts[3]) if parts[3] else _default_port(scheme)
     if not 1 <= port <= 65535:
-        raise _RefusedError
+        raise RefusedError
     path = quote(path, safe="/?%:;=&+,~!$'()*@[]|{}^`\"<>-._")
     return Address(
         scheme, parts[1] or _ascii_name(parts[2]), port, path if path[:1] == "/" else "/" + path
@@ -100,9 +100,9 @@ def _ascii_name(host: str) -> str:
     try:
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
     except UnicodeError:
-        raise _RefusedError from None
+        raise RefusedError from None
     if len(name) > 253 or not _NAME.fullmatch(name):
-        raise _RefusedError
+        raise RefusedError
     return name
 
 
@@ -111,7 +111,7 @@ def _join(address: Address, location: str) -> str:
     try:
         return urljoin(str(address), location)
     except ValueError:
-        raise _RefusedError from None
+        raise RefusedError from None
 
 
 def _default_port(scheme: str) -> int:
@@ -134,7 +134,7 @@ def _parse_ip(text: str) -> IPAddress:
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
-        raise _RefusedError from None
+        raise RefusedError from None
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return mapped or ip
 
@@ -157,10 +157,13 @@ class Fetcher:
         self,
         networks: Iterable[IPNetwork] = (),
         *,
+        domains: Iterable[str] = (),
         resolver: Resolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
+        """Without `domains`, any public host may be fetched from; with them, these alone."""
         self._networks = tuple(networks)
+        self._domains = frozenset(domain.lower() for domain in domains)
         self._resolve = resolver or self._look_up
         # Not the loop's own threads: lookups that hang would stop all else that needs one.
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, "litevl-dns")
@@ -179,7 +182,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(SECONDS[ref.declared]):
                 return await self._follow(ref, budget or ByteBudget())
-        except _RefusedError:
+        except RefusedError:
             raise _refused(ref) from None
         except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError):
             raise _failed(ref) from None
@@ -200,6 +203,8 @@ class Fetcher:
 
     async def _choose_ip(self, address: Address) -> IPAddress:
         """Resolve once; every answer must be allowed, the first is dialled."""
+        if self._domains and address.host not in self._domains:
+            raise RefusedError
         try:
             answers = await self._resolve(address.host, address.port)
         except (OSError, UnicodeError):
@@ -208,7 +213,7 @@ class Fetcher:
         if not ips:
             raise _FailedError
         if not all(self._is_allowed(ip, address.port) for ip in ips):
-            raise _RefusedError
+            raise RefusedError
         return ips[0]
 
     def _is_allowed(self, ip: IPAddress, port: int) -> bool:
@@ -278,7 +283,8 @@ async def _read_body(response: httpx.Response, ref: MediaRef, budget: ByteBudget
 def _refused(ref: MediaRef) -> MediaError:
     return MediaError(
         f"{ref.param}: the address is refused: send a data: URL, or a percent-encoded"
-        " http(s) URL of a public host on port 80 or 443 (--media-networks opens private networks)",
+        " http(s) URL of a public host on port 80 or 443 (see --media-networks and"
+        " --allowed-media-domains)",
         param=ref.param,
         code=f"invalid_{ref.declared}_url",
     )

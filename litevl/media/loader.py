@@ -6,10 +6,11 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import TypeVar, get_args
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
+from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
+from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
     NOUN,
     ByteBudget,
@@ -29,14 +32,26 @@ from litevl.media.sources import (
     sniff,
 )
 from litevl.media.workers import Item, Workers
-from litevl.sequence import LoadedMedia, MediaKind, MediaPlan, MediaPlanner, MediaRef, Probe
+from litevl.sequence import (
+    LoadedMedia,
+    MediaKind,
+    MediaOptions,
+    MediaPlan,
+    MediaPlanner,
+    MediaRef,
+    PlannedMedia,
+    Probe,
+)
 
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
 PARALLEL = 8  # items of one request that load at the same time
-INLINE_BYTES = 2**16  # shorter data: URLs are not worth a thread
+INLINE_BYTES = 2**16  # shorter URLs and files are not worth a thread
+FRAME_LIST_FPS = 2.0  # of a clip that comes as pictures and does not say
+CACHE_BYTES = 2**28  # of decoded frames kept for later requests
 
 S = TypeVar("S")
 T = TypeVar("T")
+Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +59,11 @@ class _Probed:
     """An item whose header is known."""
 
     ref: MediaRef
-    item: Item
+    items: tuple[Item, ...]  # several where a clip comes as pictures of its frames
+    name: bytes  # in the cache
     probe: Probe
+    num_pixels: int  # of pictures
+    known: LoadedMedia | None  # decoded for an earlier request
 
 
 class MediaLoader:
@@ -56,25 +74,45 @@ class MediaLoader:
     ) -> None:
         self._planner = planner
         self._limits = config.limit_mm_per_prompt
-        self._fetcher = Fetcher(config.media_ip_networks, resolver=resolver)
+        self._fetcher = Fetcher(
+            config.media_ip_networks, domains=config.allowed_media_domains, resolver=resolver
+        )
+        self._files = LocalFiles(config.allowed_local_media_path)
         self._workers = Workers()
+        self._cache = MediaCache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
         self._is_closed = False
 
-    async def load(self, refs: Many[MediaRef]) -> list[LoadedMedia]:
+    async def load(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[LoadedMedia]:
         """Everything that one request refers to, in order; all of it or none.
 
-        `MediaError`, or the planner's `InvalidValueError`, for the first item that fails; the
-        others are cancelled. `UnavailableError` once it is closed.
+        `fit` may change what was planned, with all of it in view. What was decoded before in the
+        same scope, from the same bytes with the same options, is not decoded again, and has a
+        digest that no other scope has. `MediaError`, or the planner's `InvalidValueError`, for the
+        first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
+        return await _together(self._decode, await self._plan(refs, scope, fit))
+
+    async def measure(
+        self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
+    ) -> list[PlannedMedia]:
+        """What `load` would decode; raises what it would raise before that."""
+        return [planned for _, planned in await self._plan(refs, scope, fit)]
+
+    async def _plan(
+        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None
+    ) -> list[tuple[_Probed, PlannedMedia]]:
         if self._is_closed:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
         budget = _spend_inline(refs)
-        probed = await _together(partial(self._probe, budget), refs)
+        probed = await _together(partial(self._probe, budget, scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
-        return await _together(self._decode, [(each, self._plan(each)) for each in probed])
+        planned = [self._plan_alone(each) for each in probed]
+        return list(zip(probed, await fit(planned) if fit else planned, strict=True))
 
     async def close(self) -> None:
         """End the children; nobody who is at work with one gets to the end of it."""
@@ -95,29 +133,81 @@ class MediaLoader:
                     code=f"too_many_{kind}s",
                 )
 
-    async def _probe(self, budget: ByteBudget, ref: MediaRef) -> _Probed:
+    async def _probe(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+        if ref.frames:
+            return await self._probe_frames(budget, scope, ref)
         data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
         item = Item(data=data, sniffed=sniffed, param=ref.param)
-        return _Probed(ref=ref, item=item, probe=await self._workers.probe(item))
+        name = await self._of_bytes(len(data), _name, data, ref.options, scope)
+        known = self._cache.get(name)
+        probe = known.probe if known else await self._workers.probe(item)
+        pixels = probe.width * probe.height if probe.kind == "image" else 0
+        return _Probed(
+            ref=ref, items=(item,), name=name, probe=probe, num_pixels=pixels, known=known
+        )
+
+    async def _probe_frames(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+        """Pictures as one clip of the size of the first."""
+        frames = await _together(partial(self._probe, budget, scope), ref.frames)
+        for each in frames:
+            if each.probe.kind != "image":
+                raise each.items[0].error("stands where a picture is wanted", "parse_error")
+        first, names = frames[0].probe, b"".join(each.name for each in frames)
+        name = blake2b(names, digest_size=16).digest()
+        return _Probed(
+            ref=ref,
+            items=tuple(item for each in frames for item in each.items),
+            name=name,
+            probe=Probe(
+                kind="video",
+                width=first.width,
+                height=first.height,
+                num_frames=len(frames),
+                fps=ref.options.fps or FRAME_LIST_FPS,
+            ),
+            num_pixels=sum(each.num_pixels for each in frames),
+            known=self._cache.get(name),
+        )
 
     async def _read(self, ref: MediaRef, budget: ByteBudget) -> bytes:
-        if not is_data_url(ref.url):
-            return await self._fetcher.fetch(ref, budget)
-        if len(ref.url) <= INLINE_BYTES:
-            return parse_data_url(ref)
-        return await self._in_thread(parse_data_url, ref)
+        if is_data_url(ref.url):
+            return await self._of_bytes(len(ref.url), parse_data_url, ref)
+        if is_file_url(ref.url):
+            data = await self._in_thread(self._files.read, ref)
+            budget.spend(len(data), ref.declared, ref.param)
+            return data
+        return await self._fetcher.fetch(ref, budget)
+
+    async def _of_bytes(self, size: int, function: Callable[..., T], *args: object) -> T:
+        """Work on so many bytes: here, or in a thread where it would keep the loop from others."""
+        if size <= INLINE_BYTES:
+            return function(*args)
+        return await self._in_thread(function, *args)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def _plan(self, probed: _Probed) -> MediaPlan:
-        return self._planner.plan(probed.probe, probed.ref.options, probed.ref.param)
+    def _plan_alone(self, probed: _Probed) -> PlannedMedia:
+        ref, options = probed.ref, probed.ref.options
+        if ref.frames:  # they are seen whole
+            options = replace(options, fps=None, nframes=len(ref.frames), max_frames=None)
+        plan = self._planner.plan(probed.probe, options, ref.param)
+        return PlannedMedia(probe=probed.probe, plan=plan, param=ref.param, options=options)
 
-    async def _decode(self, planned: tuple[_Probed, MediaPlan]) -> LoadedMedia:
-        probed, plan = planned
-        kind = probed.probe.kind
+    async def _decode(self, pair: tuple[_Probed, PlannedMedia]) -> LoadedMedia:
+        probed, planned = pair
+        if probed.known and probed.known.plan == planned.plan:
+            return replace(probed.known, param=planned.param, decode_seconds=None)
+        loaded = await self._decode_anew(probed, planned)
+        loaded.frames.setflags(write=False)
+        self._cache.put(probed.name, loaded)
+        return loaded
+
+    async def _decode_anew(self, probed: _Probed, planned: PlannedMedia) -> LoadedMedia:
+        began = time.monotonic()
+        plan, kind = planned.plan, planned.kind
         frames = np.empty((len(plan.frame_indices), plan.height, plan.width, 3), np.uint8)
         done = 0
 
@@ -127,22 +217,28 @@ class MediaLoader:
             frames[done : done + len(batch)] = resized
             done += len(batch)
 
-        await self._workers.decode(probed.item, plan.frame_indices, keep)
+        if probed.ref.frames:
+            for index in plan.frame_indices:
+                await self._workers.decode(probed.items[index], (0,), keep)
+        else:
+            await self._workers.decode(probed.items[0], plan.frame_indices, keep)
         return LoadedMedia(
-            probe=probed.probe,
+            probe=planned.probe,
             plan=plan,
+            param=planned.param,
+            options=planned.options,
             frames=frames,
-            digest=await self._in_thread(_digest, probed, plan),
-            param=probed.ref.param,
+            digest=_digest(probed, plan),
+            decode_seconds=time.monotonic() - began,
         )
 
 
 def _spend_inline(refs: Iterable[MediaRef]) -> ByteBudget:
     """The request's budget, less what its data: URLs hold by their length."""
     budget = ByteBudget()
-    for ref in refs:
-        if is_data_url(ref.url):
-            budget.spend(len(ref.url) * 3 // 4, ref.declared, ref.param)
+    for each in (each for ref in refs for each in (ref, *ref.frames)):
+        if is_data_url(each.url):
+            budget.spend(len(each.url) * 3 // 4, each.declared, each.param)
     return budget
 
 
@@ -150,19 +246,24 @@ def _check_pixels(probed: Iterable[_Probed]) -> None:
     """One budget for all pictures of a request, before any of them is decoded."""
     pixels = 0
     for each in probed:
-        pixels += each.probe.width * each.probe.height if each.probe.kind == "image" else 0
+        pixels += each.num_pixels
         if pixels > MAX_REQUEST_PIXELS:
-            raise each.item.error(
+            raise each.items[0].error(
                 f"takes the request beyond {MAX_REQUEST_PIXELS // 10**6} megapixels: send less",
                 "too_large",
             )
 
 
+def _name(data: bytes, options: MediaOptions, scope: bytes) -> bytes:
+    """Names an item as it was sent, and by whom."""
+    name = blake2b(repr((scope, options)).encode(), digest_size=16)
+    name.update(data)
+    return name.digest()
+
+
 def _digest(probed: _Probed, plan: MediaPlan) -> bytes:
-    """Names what the model sees: equal only for equal bytes, treated equally."""
-    digest = blake2b(probed.item.data, digest_size=16)
-    digest.update(repr((probed.probe.kind, plan, probed.ref.options)).encode())
-    return digest.digest()
+    """Names what the model sees: equal only for equal bytes, treated equally, in one scope."""
+    return blake2b(probed.name + repr((probed.probe.kind, plan)).encode(), digest_size=16).digest()
 
 
 async def _together(work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:

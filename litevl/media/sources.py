@@ -6,17 +6,18 @@ sockets or decoders.
 
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
-from litevl.sequence import MediaKind, MediaOptions, MediaRef
+from litevl.sequence import Detail, MediaKind, MediaOptions, MediaRef
 
 Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 
 NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
 MAX_BYTES: Mapping[MediaKind, int] = {"image": 20 * 2**20, "video": 64 * 2**20}
 MAX_REQUEST_BYTES = 256 * 2**20  # of all files of one request, as they come
+MAX_FRAME_LIST = 768  # frames of a clip that comes as pictures
 MAX_OPTION = 2**53  # beyond it an integer is not a float any more
 HEAD = 48  # bytes that are enough for `sniff`
 
@@ -37,28 +38,82 @@ _OPTIONS = tuple(each.name for each in fields(MediaOptions))
 # Parts -----------------------------------------------------------------------------------------
 
 
-def parse_part(part: Mapping[str, object], param: str) -> MediaRef | None:
+def parse_part(
+    part: Mapping[str, object], param: str, defaults: MediaOptions = MediaOptions()
+) -> MediaRef | None:
     """The picture or clip that a content part refers to; None if the part is no media part.
 
-    `param` is the dotted path of the part. `InvalidValueError` for wrong types and contradictions,
-    `UnsupportedParameterError` for what litevl knows but cannot do.
+    `param` is the dotted path of the part; `defaults` hold where it says nothing else.
+    `InvalidValueError` for wrong types and contradictions, `UnsupportedParameterError` for what
+    litevl knows but cannot do.
     """
     kind = _KINDS.get(str(part.get("type")))
     if kind is None:
         return None
-    url, inner = _find_url(part, param)
-    given = _merge(part, inner, param)
-    _check_detail(given, param)
+    source, path, inner = _find_source(part, param)
+    given = _parse_options(_merge(part, inner, param), param)
+    options = _with_defaults(given, defaults)
+    _check_contradictions(options, param)
+    if isinstance(source, str):
+        return MediaRef(
+            declared=_declared_kind(source, kind), url=source, param=param, options=options
+        )
+    _check_frame_options(given, param)
     return MediaRef(
-        declared=_declared_kind(url, kind),
-        url=url,
-        param=param,
-        options=_parse_options(given, param),
+        declared="video", param=param, options=options, frames=_frames(source, path, options)
     )
 
 
-def _find_url(part: Mapping[str, object], param: str) -> tuple[str, Mapping[str, object]]:
-    """The URL and the object that holds it (empty where the URL stands alone)."""
+def _frames(urls: list[object], path: str, options: MediaOptions) -> tuple[MediaRef, ...]:
+    """A clip's frames; the last twice where their number is odd, since models look at pairs."""
+    if not 1 <= len(urls) <= MAX_FRAME_LIST:
+        message = f"{path} must hold 1 to {MAX_FRAME_LIST} frames"
+        raise InvalidValueError(message, param=path)
+    refs = []
+    for index, url in enumerate(urls):
+        param = f"{path}[{index}]"
+        if not isinstance(url, str):
+            raise InvalidValueError(f"{param} must be a data: or http(s) URL", param=param)
+        refs.append(MediaRef(declared="image", url=url, param=param, options=options))
+    return tuple(refs + refs[-1:] * (len(refs) % 2))
+
+
+def _check_frame_options(given: MediaOptions, param: str) -> None:
+    for name in ("nframes", "min_frames", "max_frames", "video_start", "video_end"):
+        if getattr(given, name) is not None:
+            raise UnsupportedParameterError(
+                f"{param}.{name} is for clips: a list of frames is seen whole, `fps` is its rate",
+                param=f"{param}.{name}",
+            )
+
+
+def parse_defaults(value: object, param: str) -> MediaOptions:
+    """The options of a whole request (`mm_processor_kwargs`): Qwen's keys, by their names."""
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"{param} must be an object", param=param)
+    for name, each in value.items():
+        if name not in _OPTIONS and each is not None:
+            raise UnsupportedParameterError(
+                f"{param} has a key that litevl does not know: it takes {', '.join(_OPTIONS)}",
+                param=param,
+            )
+    options = _parse_options({k: v for k, v in value.items() if v is not None}, param)
+    _check_contradictions(options, param)
+    return options
+
+
+def _with_defaults(given: MediaOptions, defaults: MediaOptions) -> MediaOptions:
+    """What the part says; of the defaults, what does not exclude it."""
+    if given.fps or given.nframes:
+        defaults = replace(defaults, fps=None, nframes=None)
+    said = {name: each for name in _OPTIONS if (each := getattr(given, name)) is not None}
+    return replace(defaults, **said)
+
+
+def _find_source(
+    part: Mapping[str, object], param: str
+) -> tuple[str | list[object], str, Mapping[str, object]]:
+    """A URL or a list of frames, its path, and the object that holds it (or an empty one)."""
     kind = str(part["type"])
     key = {"input_image": "image_url", "input_video": "video_url", "input_file": "file_data"}.get(
         kind, kind
@@ -70,28 +125,23 @@ def _find_url(part: Mapping[str, object], param: str) -> tuple[str, Mapping[str,
         inner = value
         name = "file_data" if kind == "file" else "url"
         value, path = inner.get(name), f"{path}.{name}"
-    if isinstance(value, list):
-        raise UnsupportedParameterError(
-            f"{path}: lists of frames are not supported: send a clip, or pictures",
-            param=path,
-        )
+    if isinstance(value, list) and _KINDS[kind] == "video":
+        return value, path, inner
     if value is None and (part.get("file_id") or inner.get("file_id")):
         raise UnsupportedParameterError(
             f"{path}: uploaded files are not supported: send a data: or http(s) URL", param=path
         )
     if not isinstance(value, str):
         raise InvalidValueError(f"{path} must be a string: a data: or http(s) URL", param=path)
-    _refuse_frame_list(value, path)
-    return value, inner
+    return _split_frames(value), path, inner
 
 
-def _refuse_frame_list(url: str, path: str) -> None:
-    comma = url.find(",")
-    if url[:16].lower() == "data:video/jpeg;" and comma != -1 and url.find(",", comma + 1) != -1:
-        raise UnsupportedParameterError(
-            f"{path}: frames joined by commas are not supported: send a clip, or pictures",
-            param=path,
-        )
+def _split_frames(url: str) -> str | list[object]:
+    """`data:video/jpeg;base64,F1,F2,...` as a list of pictures."""
+    head = "data:video/jpeg;base64,"
+    if url[: len(head)].lower() != head:
+        return url
+    return [f"data:image/jpeg;base64,{frame}" for frame in url[len(head) :].split(",")]
 
 
 def _declared_kind(url: str, kind: MediaKind) -> MediaKind:
@@ -109,7 +159,7 @@ def _merge(
     """Qwen's keys and `detail`, wherever they stand; `null` means absent."""
     given: dict[str, object] = {}
     for source in (part, inner):
-        for name in (*_OPTIONS, "detail"):
+        for name in _OPTIONS:
             value = source.get(name)
             if value is None:
                 continue
@@ -122,15 +172,14 @@ def _merge(
     return given
 
 
-def _check_detail(given: Mapping[str, object], param: str) -> None:
-    detail = given.get("detail", "auto")
-    path = f"{param}.detail"
-    if detail not in ("auto", "low", "high"):
-        raise InvalidValueError(f"{path} must be auto, low or high", param=path)
-    if detail != "auto":
-        raise UnsupportedParameterError(
-            f"{path}: only auto is supported: use min_pixels and max_pixels instead", param=path
-        )
+def _detail(value: object, path: str) -> Detail | None:
+    if value == "auto":
+        return None
+    for each in get_args(Detail):
+        if value == each:
+            detail: Detail = each
+            return detail
+    raise InvalidValueError(f"{path} must be auto, low or high", param=path)
 
 
 def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
@@ -140,7 +189,7 @@ def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
     def number(name: str) -> float | None:
         return _number(given[name], f"{param}.{name}", _LEAST[name]) if name in given else None
 
-    options = MediaOptions(
+    return MediaOptions(
         min_pixels=integer("min_pixels"),
         max_pixels=integer("max_pixels"),
         total_pixels=integer("total_pixels"),
@@ -152,9 +201,8 @@ def _parse_options(given: Mapping[str, object], param: str) -> MediaOptions:
         max_frames=integer("max_frames"),
         video_start=number("video_start"),
         video_end=number("video_end"),
+        detail=_detail(given["detail"], f"{param}.detail") if "detail" in given else None,
     )
-    _check_contradictions(options, param)
-    return options
 
 
 def _integer(value: object, path: str) -> int:

@@ -7,7 +7,7 @@ stays under the server's limit. Knows no pixels, no transformers and no HTTP.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from qwen_vl_utils import vision_process as qwen
@@ -18,6 +18,7 @@ from litevl.sequence import MediaOptions, MediaPlan, Probe
 # A clip is thinned until each frame can keep this many tokens (or its own size): it is what
 # Qwen3-VL's released budget leaves to each of 768 frames.
 _LEGIBLE_TOKENS = 32
+_LOW_DETAIL_TOKENS = 256  # 448 or 512 pixels square
 UNKNOWN_FPS = 24.0  # what transformers assumes
 
 
@@ -51,10 +52,9 @@ class MediaPolicy:
         """Choose size and frames.
 
         A clip of a single frame is seen as that frame twice: the model looks at frames in pairs.
-        Raises `InvalidValueError` with `param` when the keys contradict each other or the clip.
+        Raises `InvalidValueError` with `param` when the keys ask what the clip does not have.
         """
         try:
-            _check(options)
             if probe.kind == "image":
                 height, width = self._picture_size(probe, options)
                 return MediaPlan(frame_indices=(0,), width=width, height=height)
@@ -63,6 +63,14 @@ class MediaPolicy:
             return MediaPlan(frame_indices=indices, width=width, height=height)
         except _BadKeys as error:
             raise InvalidValueError(str(error), param=param) from None
+
+    def within(self, max_tokens: int, probe: Probe) -> "MediaPolicy":
+        """The same limits, and so many tokens at most for this picture or clip."""
+        tight = replace(self, max_item_tokens=max_tokens)
+        if probe.kind == "video":
+            return tight
+        pixels = max_tokens * self._token_pixels
+        return replace(tight, max_pixels_flag=min(self.max_pixels_flag or pixels, pixels))
 
     @property
     def _token_pixels(self) -> int:
@@ -75,7 +83,7 @@ class MediaPolicy:
         if options.resized_height and options.resized_width:
             return self._fixed_size(options.resized_height, options.resized_width, cap)
         least = options.min_pixels or self.min_pixels_flag or self.picture.least
-        most = options.max_pixels or self.max_pixels_flag or self.picture.most
+        most = options.max_pixels or self._default(self.picture.most, options)
         return self._fit(probe.height, probe.width, least, min(most, cap))
 
     def _frame_size(self, probe: Probe, options: MediaOptions, nframes: int) -> tuple[int, int]:
@@ -89,8 +97,14 @@ class MediaPolicy:
             total = options.total_pixels * qwen.FRAME_FACTOR
         bound = min(qwen.VIDEO_MAX_TOKEN_NUM * self._token_pixels, total / nframes)
         bound = max(bound, int(least * 1.05))
-        most = options.max_pixels or self.max_pixels_flag or self.frame.most
+        most = options.max_pixels or self._default(self.frame.most, options)
         return self._fit(probe.height, probe.width, least, min(most, bound, cap))
+
+    def _default(self, checkpoint: float, options: MediaOptions) -> float:
+        """Most pixels where the part names none: OpenAI's `low` is a glance, `high` as `auto`."""
+        most = self.max_pixels_flag or checkpoint
+        is_low = options.detail == "low"
+        return min(most, _LOW_DETAIL_TOKENS * self._token_pixels) if is_low else most
 
     def _least_frame_pixels(self, options: MediaOptions, nframes: int) -> float:
         checkpoint = max(self.frame.least, self.clip.least / nframes)
@@ -166,22 +180,6 @@ class MediaPolicy:
 
 class _BadKeys(Exception):
     """What the part asks cannot be; becomes an `InvalidValueError` that names the part."""
-
-
-def _check(options: MediaOptions) -> None:
-    for each in fields(options):
-        value = getattr(options, each.name)
-        may_be_zero = each.name in ("video_start", "video_end")
-        if value is not None and not (0 < value < math.inf or (may_be_zero and value == 0)):
-            raise _BadKeys(f"{each.name} must be a positive number")
-    if options.fps and options.nframes:
-        raise _BadKeys("fps and nframes exclude each other: give one of them")
-    if bool(options.resized_height) != bool(options.resized_width):
-        raise _BadKeys("resized_height and resized_width go together: give both or none")
-    for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
-        least, most = getattr(options, low), getattr(options, high)
-        if least and most and least > most:
-            raise _BadKeys(f"{low} ({least}) is more than {high} ({most})")
 
 
 def _given(**keys: float | None) -> dict[str, float]:

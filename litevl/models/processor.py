@@ -1,4 +1,4 @@
-"""Messages and pixels to ids, pixel patches and 3-D positions, exactly as Qwen's own recipe does.
+"""Conversations and pixels to ids, patches and 3-D positions, exactly as Qwen's own recipe does.
 
 The recipe: qwen-vl-utils chooses and resizes, then the checkpoint's transformers processor, called
 with `do_resize=False` and the clip's metadata, expands placeholders and makes patches; the model
@@ -8,9 +8,11 @@ where pixels come from nor what becomes of the ids; needs no weights.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,39 +20,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from qwen_vl_utils import vision_process as qwen
+from tokenizers import Tokenizer
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as resize_frames
 from transformers import (
     MODEL_MAPPING,
     AutoProcessor,
     PretrainedConfig,
-    Qwen3VLVideoProcessor,
 )
 from transformers.video_utils import VideoMetadata
 
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
-from litevl.models.media_policy import UNKNOWN_FPS, MediaPolicy, PixelRange
-from litevl.models.prompt_text import PromptText
+from litevl.models.media_limits import media_policy_of
+from litevl.models.media_policy import UNKNOWN_FPS
+from litevl.models.prompt_text import PromptText, Rendered
 from litevl.sequence import (
+    Conversation,
     LoadedMedia,
     MediaItem,
     MediaKind,
     MediaOptions,
     MediaPart,
     MediaPlan,
+    MediaSize,
     Message,
+    PlannedMedia,
     Probe,
     Prompt,
+    PromptSize,
+    TextPart,
+    ToolFormat,
 )
+
+FITTING_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sized:
     """One medium of a prompt before its pixels are touched: everything that ids depend on."""
 
-    media: LoadedMedia
+    media: PlannedMedia
     grid: tuple[int, int, int]
     num_tokens: int
 
@@ -65,8 +75,9 @@ class Processor:
         self._hf = processor  # the one seam to transformers' untyped processors
         self._text = PromptText(processor)
         self._get_rope_index = _rope_index_of(model_config)
+        self._vocab_size = int(model_config.get_text_config().vocab_size)
         self._max_model_len = max_model_len
-        self._policy = _policy(processor, config, self._text, max_model_len)
+        self._policy = media_policy_of(processor, config, self._text, max_model_len)
 
     @classmethod
     def load(cls, path: str, model_config: PretrainedConfig, config: Config) -> "Processor":
@@ -117,28 +128,109 @@ class Processor:
         result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
         return result
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What grammars are compiled for."""
+        return self._text.tokenizer
+
     # For the api -----------------------------------------------------------------------------
 
-    def prepare(self, messages: Many[Message], media: Many[LoadedMedia]) -> Prompt:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls, which its chat template tells."""
+        return self._text.tool_format
+
+    def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
         """Ids, positions and patches of a conversation.
 
-        Raises `InvalidValueError` where the chat template cannot take the messages and
+        Raises `InvalidValueError` where the chat template cannot take the conversation and
         `ContextLengthError`, before any patch is computed, where the prompt leaves no room.
         """
-        order = [media[part.index] for part in _media_parts(messages)]
+        order = [media[part.index] for part in _media_parts(conversation.messages)]
         sized = [self._size(each) for each in order]
-        self._check_length(self._text.least_tokens(messages), sized)  # before any slow work
-        ids = self._text.encode(messages, media, lambda text: self._expand(text, sized))
-        token_ids = np.array(ids, dtype=np.int64)
+        self._check_length(self._text.least_tokens(conversation), [])  # before any slow work
+        rendered = self._text.render(conversation, media)
+        self._check_length(rendered.least_tokens, [])  # with the tools, before the slowest
+        if sized:
+            self._check_length(self._text_tokens(rendered, sized), sized)
+        token_ids = self._encode(rendered, sized)
         places = self._places(token_ids, sized)
-        self._check_length(len(ids) - sum(each.num_tokens for each in sized), sized)
+        self._check_length(len(token_ids) - sum(each.num_tokens for each in sized), sized)
         positions, delta = self._rope_index(token_ids, sized)
         return Prompt(
             token_ids=token_ids,
             positions=positions,
             position_delta=delta,
-            media=tuple(self._item(*pair) for pair in zip(sized, places, strict=True)),
+            media=tuple(self._item(*each) for each in zip(order, sized, places, strict=True)),
+            is_thinking=rendered.is_thinking,
         )
+
+    def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
+        """What `prepare` would make, without pixels; a little too long is no error here.
+
+        `ContextLengthError` where the text alone cannot fit, before it is looked at.
+        """
+        self._check_length(self._text.least_tokens(conversation), [])
+        sized = [self._size(media[p.index]) for p in _media_parts(conversation.messages)]
+        rest = iter(sized)
+        message_tokens = []
+        for message in conversation.messages:
+            texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+            pictures = islice(rest, len(message.parts) - len(texts))
+            count = sum(map(self._text.count, texts)) + sum(each.num_tokens for each in pictures)
+            message_tokens.append(count)
+        return PromptSize(
+            token_ids=self._encode(self._text.render(conversation, media), sized),
+            message_tokens=tuple(message_tokens),
+            media=tuple(MediaSize(grid=each.grid, num_tokens=each.num_tokens) for each in sized),
+        )
+
+    def fit(
+        self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
+    ) -> list[PlannedMedia]:
+        """The media shrunk and thinned, the largest first, until `reserve` tokens are left beside
+        the prompt; as far as that is possible."""
+        media = list(media)
+        for _ in range(FITTING_ROUNDS):  # text around a clip's frames goes with them
+            over = len(self.measure(conversation, media).token_ids) + reserve - self._max_model_len
+            sizes = [self._size(each).num_tokens for each in media]
+            room = sum(sizes) - over
+            if over <= 0 or room < len(media):
+                break
+            share = _equal_share(sizes, room)
+            media = [
+                self._within(each, share) if size > share else each
+                for each, size in zip(media, sizes, strict=True)
+            ]
+        return media
+
+    def text_prompt(self, text: str | Many[int]) -> Prompt:
+        """Text, or token ids, as they are; `InvalidValueError` for ids that cannot be.
+
+        `ContextLengthError` for a text that cannot fit, before it is tokenised.
+        """
+        if isinstance(text, str):
+            self._check_length(self._text.least_tokens_of(text), [], param="prompt")
+        ids = self._text.encode_text(text) if isinstance(text, str) else text
+        token_ids = np.array(ids, dtype=np.int64)
+        if not len(token_ids):
+            raise InvalidValueError("`prompt` must hold at least one token.", param="prompt")
+        if token_ids.max() >= self._vocab_size:
+            message = f"`prompt` must be made of token ids below {self._vocab_size}."
+            raise InvalidValueError(message, param="prompt")
+        if np.isin(token_ids, (self._hf.image_token_id, self._hf.video_token_id)).any():
+            message = "`prompt` must be text: pictures and clips are for chat completions."
+            raise InvalidValueError(message, param="prompt")
+        positions = np.tile(np.arange(len(token_ids)), (3, 1))
+        return Prompt(token_ids=token_ids, positions=positions, position_delta=0)
+
+    def decode(self, token_ids: Many[int]) -> str:
+        """The text of tokens, control tokens by their names."""
+        return self._text.decode(token_ids)
+
+    def token_name(self, token_id: int) -> bytes:
+        """A token's UTF-8 bytes, a control token's name."""
+        return self._text.token_name(token_id)
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's UTF-8 bytes; b"" for control tokens. They may end inside a character."""
@@ -146,7 +238,21 @@ class Processor:
 
     # Ids -------------------------------------------------------------------------------------
 
-    def _size(self, media: LoadedMedia) -> _Sized:
+    def _encode(self, rendered: Rendered, sized: Many[_Sized]) -> NDArray[np.int64]:
+        ids = self._text.encode(rendered, lambda text: self._expand(text, sized))
+        return np.array(ids, dtype=np.int64)
+
+    def _text_tokens(self, rendered: Rendered, sized: Many[_Sized]) -> int:
+        """All but the media's own tokens, counted while each still is one placeholder."""
+        pairs = sum(each.grid[0] for each in _of_kind(sized, "video"))
+        text_tokens = len(self._text.encode(rendered, lambda text: text)) - len(sized)
+        return text_tokens + pairs * self._policy.pair_overhead
+
+    def _within(self, media: PlannedMedia, max_tokens: int) -> PlannedMedia:
+        policy = self._policy.within(max_tokens, media.probe)
+        return replace(media, plan=policy.plan(media.probe, media.options, media.param))
+
+    def _size(self, media: PlannedMedia) -> _Sized:
         reader = self._hf.image_processor if media.kind == "image" else self._hf.video_processor
         depth = 1 if media.kind == "image" else reader.temporal_patch_size
         pairs = -(-len(media.plan.frame_indices) // depth)
@@ -173,7 +279,7 @@ class Processor:
         )
         return str(expanded[0])
 
-    def _check_length(self, text_tokens: int, sized: Many[_Sized]) -> None:
+    def _check_length(self, text_tokens: int, sized: Many[_Sized], param: str = "messages") -> None:
         media_tokens = sum(each.num_tokens for each in sized)
         limit = self._max_model_len - 1  # the answer needs one
         if text_tokens + media_tokens <= limit:
@@ -186,9 +292,22 @@ class Processor:
             room = max(0, limit - text_tokens) // len(sized)
             message += (
                 f" Pictures and clips take {media_tokens} of them; {room} for each would fit"
-                f" (a picture: max_pixels {room * self._policy.factor**2})."
+                f" ({self._remedy(sized, room)}), and `media_fit: auto` sees to that."
             )
-        raise ContextLengthError(message, param="messages")
+        raise ContextLengthError(message, param=param)
+
+    def _remedy(self, sized: Many[_Sized], room: int) -> str:
+        """The keys with which each of the media would take `room` tokens."""
+        remedies, pixels = [], room * self._policy.factor**2
+        if _of_kind(sized, "image"):
+            remedies.append(f"a picture: max_pixels {pixels}")
+        if clips := _of_kind(sized, "video"):
+            costly = max(clips, key=lambda each: each.num_tokens)
+            rate = _metadata(costly.media).sampled_fps * room / costly.num_tokens
+            # Fewer frames would grow, were they not kept at their size.
+            pixels = min(pixels, costly.media.plan.width * costly.media.plan.height)
+            remedies.append(f"a clip: fps {math.floor(rate * 1000) / 1000:g} max_pixels {pixels}")
+        return "; ".join(remedies)
 
     def _places(self, token_ids: NDArray[np.int64], sized: Many[_Sized]) -> list[NDArray[np.int64]]:
         """The prompt indices of each medium's placeholder tokens, in the order of `sized`."""
@@ -226,8 +345,7 @@ class Processor:
 
     # Pixels ----------------------------------------------------------------------------------
 
-    def _item(self, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
-        media = sized.media
+    def _item(self, media: LoadedMedia, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
         if media.kind == "image":
             picture = Image.fromarray(media.frames[0])
             output = self._hf.image_processor(
@@ -256,6 +374,16 @@ class Processor:
         )
 
 
+def _equal_share(sizes: Many[int], room: int) -> int:
+    """The most that each may take so that all fit into `room`, small ones leaving theirs over."""
+    for index, size in enumerate(sorted(sizes)):
+        share = room // (len(sizes) - index)
+        if size > share:
+            return max(share, 1)
+        room -= size
+    return max(sizes)
+
+
 def _media_parts(messages: Many[Message]) -> Iterator[MediaPart]:
     for message in messages:
         for part in message.parts:
@@ -275,7 +403,7 @@ def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
     return torch.tensor(frames).permute(0, 3, 1, 2)
 
 
-def _metadata(media: LoadedMedia) -> VideoMetadata:
+def _metadata(media: PlannedMedia) -> VideoMetadata:
     """What qwen-vl-utils' reader tells: the source's rate, and how many frames it chose from."""
     indices = media.plan.frame_indices
     return VideoMetadata(
@@ -291,46 +419,3 @@ def _rope_index_of(model_config: PretrainedConfig) -> Any:
     stand_in = SimpleNamespace(config=model_config)
     stand_in.get_vision_position_ids = model_class.get_vision_position_ids.__get__(stand_in)
     return model_class.get_rope_index.__get__(stand_in)
-
-
-def _policy(processor: Any, config: Config, text: PromptText, max_model_len: int) -> MediaPolicy:
-    picture, video = processor.image_processor, processor.video_processor
-    factor = picture.patch_size * picture.merge_size
-    counts_all_frames = isinstance(video, Qwen3VLVideoProcessor)
-    frame, clip = _frame_ranges(picture, video, factor**2, counts_all_frames)
-    # Qwen3-VL writes the time before every pair of frames, and two vision tokens around it.
-    overhead = text.count("<1234.5 seconds>") + 2 if counts_all_frames else 0
-    return MediaPolicy(
-        factor=factor,
-        picture=PixelRange(least=picture.size.shortest_edge, most=picture.size.longest_edge),
-        frame=frame,
-        clip=clip,
-        fps=video.fps or qwen.FPS,
-        min_frames=video.min_frames or qwen.FPS_MIN_FRAMES,
-        default_max_frames=video.max_frames or qwen.FPS_MAX_FRAMES,
-        pair_overhead=overhead,
-        min_pixels_flag=config.min_pixels,
-        max_pixels_flag=config.max_pixels,
-        fps_flag=config.fps,
-        max_frames_flag=config.max_frames,
-        max_item_tokens=max_model_len // 2,
-    )
-
-
-def _frame_ranges(
-    picture: Any, video: Any, token_pixels: int, counts_all_frames: bool
-) -> tuple[PixelRange, PixelRange]:
-    """The checkpoint's pixels of a frame and of a clip, in qwen-vl-utils' terms."""
-    frame = PixelRange(
-        least=qwen.VIDEO_MIN_TOKEN_NUM * token_pixels, most=qwen.VIDEO_MAX_TOKEN_NUM * token_pixels
-    )
-    size = video.size
-    if counts_all_frames:
-        clip = PixelRange(least=size.shortest_edge, most=size.longest_edge)
-        return PixelRange(least=0, most=frame.most), clip
-    total = qwen.MODEL_SEQ_LEN * token_pixels * 0.9 * qwen.FRAME_FACTOR
-    clip = PixelRange(least=0, most=total)
-    # Without a video config transformers takes that of pictures: not meant for frames.
-    if size == picture.size:
-        return frame, clip
-    return PixelRange(least=size.shortest_edge, most=size.longest_edge), clip

@@ -1,9 +1,9 @@
-"""Words to token ids and back: the checkpoint's chat template and its byte-level BPE tokenizer.
+"""A conversation to token ids and back: chat template and byte-level BPE tokenizer of a checkpoint.
 
-`processor.py` calls `encode` with the messages and `token_bytes` for the detokenizer. What a caller
-typed can never become a control token: where a text contains one literally, that stretch leaves the
-prompt before the template is rendered and comes back as plain text. Knows no pixels and no
-positions.
+`processor.py` calls `render` and `encode` with what a client asked, and `token_bytes` for the
+detokenizer. What a caller typed can never become a control token: where a string of theirs contains
+one literally, that stretch leaves the prompt before the template is rendered and comes back as
+plain text. Knows no pixels and no positions.
 """
 
 import json
@@ -11,13 +11,29 @@ import re
 import secrets
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from litevl.errors import ConfigError, InvalidValueError
-from litevl.sequence import LoadedMedia, MediaPart, Message, TextPart
+from litevl.errors import ConfigError
+from litevl.models.chat_template import ChatTemplate
+from litevl.sequence import Conversation, PlannedMedia, TextPart, ToolFormat
+
+# Text to whoever reads an answer, even where a tokenizer calls them special.
+ANSWER_TAGS = frozenset(
+    f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A prompt's text, with sentinels where control tokens were typed."""
+
+    text: str = field(repr=False)
+    cut: "_Cut"
+    least_tokens: int  # fewer than this cannot hold the text; counted without tokenising
+    is_thinking: bool  # the answer begins inside `<think>`
 
 
 class PromptText:
@@ -25,76 +41,126 @@ class PromptText:
 
     def __init__(self, processor: Any) -> None:
         """`processor` is a transformers processor with a fast tokenizer; `ConfigError` if not."""
-        processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-        if processor.chat_template is None:
-            raise ConfigError("the checkpoint has no chat template (chat_template.json or .jinja)")
-        self._processor = processor
+        self._template = ChatTemplate(processor)
         backend = processor.tokenizer.backend_tokenizer
         # Copies of our own: transformers changes settings of its object in every call.
-        self._tokenizer = _copy(backend)
+        self.tokenizer = _copy(backend)
         self._plain_tokenizer = _copy(backend, added_tokens=[], post_processor=None)
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
         alternatives = sorted(added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, alternatives)) or r"(?!)")
-        self._bytes = _bytes_table(self._tokenizer)
+        self._inner = frozenset(token.strip(_BRACKETS) for token in added)
+        self._names = _names_table(self.tokenizer)
+        self._bytes = _bytes_table(self.tokenizer, self._names)
         self._longest = max(map(len, self._bytes))  # a character is a byte at least
 
-    def encode(
-        self, messages: Many[Message], media: Many[LoadedMedia], expand: Callable[[str], str]
-    ) -> list[int]:
-        """Render, expand the placeholders of pictures and clips, tokenise.
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls."""
+        return self._template.tool_format
 
-        Raises `InvalidValueError` where the template refuses the messages.
-        """
-        cut = _Cut(self._control)
-        conversation = [
-            {"role": message.role, "content": _content(message, media, cut)} for message in messages
-        ]
-        text = expand(self._render(conversation))
+    def render(self, conversation: Conversation, media: Many[PlannedMedia]) -> Rendered:
+        """Raises `InvalidValueError` where the template refuses the conversation."""
+        rendered, num_control, is_doubtful = self._render(conversation, media, cut_keys=False)
+        if is_doubtful:
+            strict, num_strict, _ = self._render(conversation, media, cut_keys=True)
+            if num_strict != num_control:  # the template did make control tokens of keys
+                return strict
+        return rendered
+
+    def _render(
+        self, conversation: Conversation, media: Many[PlannedMedia], *, cut_keys: bool
+    ) -> tuple[Rendered, int, bool]:
+        """Also how many control tokens the text has, and whether keys could be among them."""
+        cut = _Cut(self._control, self._inner if cut_keys else frozenset())
+        rendering = self._template.render(conversation, media, cut.take)
+        pieces = cut.split(rendering.text)
+        cleared = [(p, 0) if typed else self._control.subn("", p) for p, typed in pieces]
+        rendered = Rendered(
+            text=rendering.text,
+            cut=cut,
+            least_tokens=sum(len(p) for p, _ in cleared) // self._longest,
+            is_thinking=rendering.is_thinking,
+        )
+        is_doubtful = any(key.strip(_BRACKETS) in self._inner for key in cut.keys)
+        return rendered, sum(number for _, number in cleared), is_doubtful
+
+    def encode(self, rendered: Rendered, expand: Callable[[str], str]) -> list[int]:
+        """Expand the placeholders of pictures and clips, and tokenise."""
         ids: list[int] = []
-        for piece, typed in cut.split(text):
-            tokenizer = self._plain_tokenizer if typed else self._tokenizer
+        for piece, typed in rendered.cut.split(expand(rendered.text)):
+            tokenizer = self._plain_tokenizer if typed else self.tokenizer
             ids += tokenizer.encode(piece, add_special_tokens=False).ids
         return ids
 
-    def least_tokens(self, messages: Many[Message]) -> int:
-        """Fewer tokens than this cannot hold the messages' text; counted without tokenising."""
-        parts = (part for message in messages for part in message.parts)
-        length = sum(len(part.text) for part in parts if isinstance(part, TextPart))
-        return length // self._longest
+    def least_tokens(self, conversation: Conversation) -> int:
+        """Fewer tokens than this cannot hold the messages' text; counted without rendering."""
+        parts = (part for message in conversation.messages for part in message.parts)
+        texts = (part.text for part in parts if isinstance(part, TextPart))
+        return sum(map(len, texts)) // self._longest
+
+    def least_tokens_of(self, text: str) -> int:
+        """Fewer tokens than this cannot hold a text."""
+        return len(text) // self._longest
 
     def count(self, text: str) -> int:
         """Tokens of a text without control tokens."""
         return len(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that is a whole prompt: control tokens in it are meant."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Many[int]) -> str:
+        """The text of tokens, control tokens by their names."""
+        return b"".join(map(self.token_name, token_ids)).decode(errors="replace")
+
+    def token_name(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of a token, a control token's name; b"" beyond the vocabulary."""
+        return self._names[token_id] if 0 <= token_id < len(self._names) else b""
+
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token; b"" for control tokens and ids beyond the vocabulary."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
-    def _render(self, conversation: list[dict[str, Any]]) -> str:
-        try:
-            text = self._processor.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError:
-            message = "the model's chat template refuses these messages: check the order of roles"
-            raise InvalidValueError(message, param="messages") from None
-        return str(text)
+
+_BRACKETS = "<|/>"
 
 
 class _Cut:
     """Control tokens that a caller typed, replaced by sentinels that nobody can guess."""
 
-    def __init__(self, control: re.Pattern[str]) -> None:
+    def __init__(self, control: re.Pattern[str], inner: frozenset[str]) -> None:
+        """Keys that are `inner` to a control token are replaced as a whole."""
+        self.keys: set[str] = set()  # of objects, as they were typed
         self._control = control
+        self._inner = inner
         self._nonce = secrets.token_hex(16)
         self._stretches: list[str] = []
 
-    def take(self, text: str) -> str:
-        return self._control.sub(self._replace, text)
+    def take(self, value: Any) -> Any:
+        """A JSON value of the caller's with every string in it made safe."""
+        if isinstance(value, str):
+            return self._control.sub(self._replace, value)
+        if isinstance(value, list):
+            return [self.take(each) for each in value]
+        if isinstance(value, dict):
+            return {self._take_key(key): self.take(each) for key, each in value.items()}
+        return value
+
+    def _take_key(self, key: str) -> str:
+        """Some templates write keys in brackets of their own: `think` would become `<think>`."""
+        self.keys.add(key)
+        if key.strip(_BRACKETS) in self._inner:
+            return self._sentinel(key)
+        return self._control.sub(self._replace, key)
 
     def _replace(self, match: re.Match[str]) -> str:
-        self._stretches.append(match.group())
+        return self._sentinel(match.group())
+
+    def _sentinel(self, stretch: str) -> str:
+        self._stretches.append(stretch)
         return f"[{self._nonce}:{len(self._stretches) - 1}]"
 
     def split(self, text: str) -> list[tuple[str, bool]]:
@@ -106,29 +172,6 @@ class _Cut:
         ]
 
 
-def _content(message: Message, media: Many[LoadedMedia], cut: _Cut) -> str | list[dict[str, str]]:
-    """A message's content for the template; neighbouring texts become one.
-
-    They are joined because a control token could be typed in two halves; Qwen's templates join
-    them too, and treat a string like a list of one text.
-    """
-    runs: list[str | MediaPart] = []
-    for part in message.parts:
-        if isinstance(part, TextPart) and runs and isinstance(runs[-1], str):
-            runs[-1] += part.text
-        else:
-            runs.append(part.text if isinstance(part, TextPart) else part)
-    content = [_template_part(run, media, cut) for run in runs]
-    texts = [part["text"] for part in content if "text" in part]
-    return content if len(texts) < len(content) else "".join(texts)
-
-
-def _template_part(run: str | MediaPart, media: Many[LoadedMedia], cut: _Cut) -> dict[str, str]:
-    if isinstance(run, str):
-        return {"type": "text", "text": cut.take(run)}
-    return {"type": media[run.index].kind}
-
-
 def _copy(backend: Tokenizer, **changes: Any) -> Tokenizer:
     copy = Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | changes))
     copy.no_truncation()
@@ -136,8 +179,8 @@ def _copy(backend: Tokenizer, **changes: Any) -> Tokenizer:
     return copy
 
 
-def _bytes_table(tokenizer: Tokenizer) -> list[bytes]:
-    """What every id stands for: byte-level BPE spells each byte as one printable character."""
+def _names_table(tokenizer: Tokenizer) -> list[bytes]:
+    """What every id is written as: byte-level BPE spells each byte as one printable character."""
     byte_of = {character: byte for byte, character in _byte_characters().items()}
     table = [b""] * (1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
     try:
@@ -146,8 +189,15 @@ def _bytes_table(tokenizer: Tokenizer) -> list[bytes]:
     except KeyError:
         raise ConfigError("the checkpoint's tokenizer is not a byte-level BPE") from None
     for index, token in tokenizer.get_added_tokens_decoder().items():
-        table[index] = b"" if token.special else token.content.encode()
+        table[index] = token.content.encode()
     return table
+
+
+def _bytes_table(tokenizer: Tokenizer, names: list[bytes]) -> list[bytes]:
+    """The same, but nothing for control tokens, which are no part of an answer's text."""
+    added = tokenizer.get_added_tokens_decoder()
+    silent = {i for i, each in added.items() if each.special and each.content not in ANSWER_TAGS}
+    return [b"" if index in silent else name for index, name in enumerate(names)]
 
 
 def _byte_characters() -> dict[int, str]:

@@ -1,0 +1,82 @@
+"""What the generating endpoints share on the wire: bodies in, event streams out, clients that go.
+
+Used by `chat.py` and `completions.py`. Whatever happens on the way, an error or a client that hangs
+up closes the generators behind it: that frees the sequences.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from litevl.api.json_body import parse_json
+from litevl.api.middleware import add_answer_header, to_litevl_error
+from litevl.api.responses import EVENT_STREAM_HEADERS, error_object, event
+from litevl.errors import ModelNotFoundError
+from litevl.sequence import ModelCard
+
+LARGE_BODY = 256 * 2**10  # bytes
+
+T = TypeVar("T")
+
+
+def find_model(card: ModelCard, name: str | None) -> str:
+    """The name to answer under: the one asked for, or the first. Else `ModelNotFoundError`."""
+    if name is None:
+        return card.names[0]
+    if name not in card.names:
+        names = ", ".join(card.names)
+        raise ModelNotFoundError(f"No such model; this server serves {names}.", param="model")
+    return name
+
+
+async def parse_body(body: bytes, scope: Scope, parse: Callable[[Mapping[str, object]], T]) -> T:
+    """A body's JSON, checked by `parse`; slips that were repaired are told in a header."""
+    parsed = await _off_the_loop(len(body), partial(parse_json, body))
+    if parsed.slips:
+        add_answer_header(scope, "x-litevl-json-repaired", ", ".join(parsed.slips))
+    return await _off_the_loop(len(body), partial(parse, parsed.value))
+
+
+async def _off_the_loop(size: int, parse: Callable[[], T]) -> T:
+    """Parse in a thread what is large: it would keep the loop from other clients."""
+    return await asyncio.to_thread(parse) if size > LARGE_BODY else parse()
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, and cancel it as soon as the client hangs up."""
+    worker = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        worker.cancel()
+        watcher.cancel()
+        await asyncio.wait((worker, watcher))
+    if not worker.cancelled():
+        worker.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_events(events: AsyncGenerator[bytes, None], scope: Scope, send: Send) -> None:
+    """Answer 200 once there is a first event; what fails before that still has its own status."""
+    async with aclosing(events):
+        body = await anext(events)
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": list(EVENT_STREAM_HEADERS)}
+        )
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            async for body in events:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except Exception as error:  # noqa: BLE001 - the status is out: the stream itself must tell
+            body = event(error_object(to_litevl_error(error, scope)))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,67 @@
+"""How the server fares: `/metrics` for Prometheus, `/status` for the overview page.
+
+`app.py` routes to both. Knows what is counted, never what was asked or answered.
+"""
+
+import time
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from litevl import __version__
+from litevl.api.fields import JSONObject
+from litevl.api.records import Records
+from litevl.api.service import Service
+
+
+class StatusEndpoints:
+    """Handlers, each a coroutine function of a request."""
+
+    def __init__(self, service: Service, records: Records) -> None:
+        self._service = service
+        self._records = records
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text; empty until there is a model whose name the labels could carry."""
+        text = b""
+        if backend := self._service.backend:
+            text = self._records.metrics.text(backend.card.names[0], backend.engine.stats())
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def status(self, request: Request) -> Response:
+        """Phase, load and the last requests; nulls where the model loads."""
+        rate = self._records.metrics.generation_rate
+        return JSONResponse(
+            {
+                "status": self._service.health(),
+                "version": __version__,
+                "uptime_seconds": round(self._records.uptime, 3),
+                **self._of_model(),
+                "tokens_per_second": rate.per_second(time.monotonic()),
+                "recent": self._records.recent,
+            }
+        )
+
+    def _of_model(self) -> JSONObject:
+        backend = self._service.backend
+        if backend is None:
+            return {
+                "model": None,
+                "max_model_len": None,
+                "running": 0,
+                "waiting": 0,
+                "kv_cache": None,
+            }
+        stats = backend.engine.stats()
+        return {
+            "model": backend.card.names[0],
+            "max_model_len": backend.card.max_model_len,
+            "running": stats.num_running,
+            "waiting": stats.num_waiting,
+            "kv_cache": {
+                "usage": round(stats.kv_usage, 6),
+                "blocks": stats.num_blocks,
+                "block_size": stats.block_size,
+            },
+        }

@@ -1,0 +1,114 @@
+"""Bytes -> JSON: what is parsed, repaired and refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litevl.api.json_body import JSONBody, parse_json
+from litevl.errors import InvalidJSONError, InvalidValueError
+
+BOTH_SLIPS = """{
+    "url": f"data:image/png;base64,QUJD",
+    "text": "f\\"x\\", }, ], f",
+    "list": [1, 2 , ],
+}"""
+REPAIRED: dict[str, object] = {
+    "url": "data:image/png;base64,QUJD",
+    "text": 'f"x", }, ], f',
+    "list": [1, 2],
+}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.text('f",]}[{\\ a圆'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('f",}'), inner, max_size=3),
+)
+
+
+def json_error(text: str | bytes) -> str:
+    with pytest.raises(InvalidJSONError) as caught:
+        parse_json(text.encode() if isinstance(text, str) else text)
+    return caught.value.message
+
+
+@given(st.dictionaries(st.text('f",'), json_values), st.sampled_from([None, 2]))
+def test_what_is_json_is_parsed_as_json(value: dict[str, object], indent: int | None) -> None:
+    for ensure_ascii in (True, False):
+        text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+        assert parse_json(text.encode()) == JSONBody(value)
+
+
+def with_slips(value: object) -> str:
+    """JSON with both slips wherever they can be made."""
+    if isinstance(value, str):
+        return "f" + json.dumps(value)
+    if isinstance(value, list):
+        return f"[{''.join(with_slips(each) + ' , ' for each in value)}]"
+    if isinstance(value, dict):
+        members = (f"{with_slips(k)}: {with_slips(v)},\n" for k, v in value.items())
+        return f"{{{''.join(members)}}}"
+    return json.dumps(value)
+
+
+@given(st.dictionaries(st.text('f",'), json_values, min_size=1))
+def test_both_slips_are_repaired_wherever_they_stand(value: dict[str, object]) -> None:
+    assert parse_json(with_slips(value).encode()) == JSONBody(value, ("f-string", "trailing-comma"))
+
+
+def test_a_repair_says_which_slips_there_were() -> None:
+    assert parse_json(BOTH_SLIPS.encode()) == JSONBody(REPAIRED, ("f-string", "trailing-comma"))
+    assert parse_json(b'{"a": f"b"}').slips == ("f-string",)
+    assert parse_json(b'{"a": [1,]}').slips == ("trailing-comma",)
+    assert parse_json(b'{"a": "b"}').slips == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": F"b"}',
+        '{"a": ff"b"}',
+        '{"a": f "b"}',
+        "{'a': 1}",
+        '{"a": 1,,}',
+        '{"a": 1} // note',
+        '{"a": "b}',
+        '{"a": 1',
+        '{"a": tru,}',
+        '{"a": f"b" f"c"}',
+        "",
+        "{" + "[" * 3,
+    ],
+)
+def test_any_other_slip_stays_an_error_with_its_place(text: str) -> None:
+    assert " line 1 column " in json_error(text)
+
+
+def test_an_error_beside_a_slip_is_told_at_its_own_first_place() -> None:
+    assert "line 2 column 6" in json_error('{"b": 1,\n"a": f"b", !}')
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "Infinity", "1" * 5000])
+def test_numbers_that_json_does_not_have_are_told_with_their_place(number: str) -> None:
+    assert "line 2 column 6" in json_error('{"NaN": "Infinity",\n"b": ' + number + "}")
+
+
+def test_what_no_reader_could_use_later_is_refused_here() -> None:
+    json_error('{"a": "\\ud800"}')
+    json_error('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert "line 2 column 2" in json_error(b'{\n"\xff": 1}')
+
+
+def test_escaped_pairs_and_a_byte_order_mark_are_fine() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": "\\ud83d\\ude42"}').value == {"a": "🙂"}
+
+
+@pytest.mark.parametrize("text", ["[]", '"a"', "1", "null"])
+def test_a_body_that_is_no_object_is_an_invalid_value(text: str) -> None:
+    with pytest.raises(InvalidValueError):
+        parse_json(text.encode())
+
+
+@pytest.mark.parametrize("text", ['{"a": "' + '\\"' * 10**6, "[" + ", " * 10**6, '"\\' * 10**6])
+def test_hostile_bodies_take_one_look_at_every_byte(text: str) -> None:
+    json_error(text)
