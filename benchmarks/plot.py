@@ -1,7 +1,7 @@
 """Draws decode against batch and context: `python -m benchmarks.plot RESULTS.jsonl PICTURE.png`.
 
 Reads what `decode.py` wrote to a file of JSON lines; of a shape that stands there more than once,
-the last counts. Needs matplotlib (`pip install
+the last counts, unless other programs disturbed it. Needs matplotlib (`pip install
 '.[bench]'`).
 """
 
@@ -15,6 +15,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from benchmarks.program import DISTURBED
 
 INK, QUIET = "#24292f", "#8c959f"
 BLUE, SKY, ORANGE = "#0969da", "#6cb6ff", "#bc4c00"
@@ -58,8 +60,12 @@ def _joined(lines: list[Point]) -> Point:
     lines = [line for line in lines if line["benchmark"] == "decode"]
     points = {(p["batch"], p["context"], p["layout"]): p for line in lines for p in line["points"]}
     peers = {batch: ms for line in lines for batch, ms in line["generate_ms"].items()}
-    ordered = [points[shape] for shape in sorted(points)]
+    ordered = [points[shape] for shape in sorted(points) if not _is_disturbed(points[shape])]
     return {"points": ordered, "generate_ms": peers, "machine": lines[-1]["machine"]}
+
+
+def _is_disturbed(point: Point) -> bool:
+    return bool(point.get("disturbed")) or point.get("cores_of_others", 0.0) >= DISTURBED
 
 
 def _by_batch(axes: Any, figures: Point) -> None:
@@ -85,7 +91,9 @@ def _by_context(axes: Any, figures: Point) -> None:
         _line(axes, first, "context", "step_ms", colour, f"batch {batch}")
         _line(axes, first, "context", "limit_ms", colour, "", ":")
         if later:
-            _line(axes, later, "context", "step_ms", colour, f"batch {batch}, later", "--", lift=9)
+            _line(axes, later, "context", "step_ms", colour, "", "--")
+            start = (later[0]["context"], later[0]["step_ms"])
+            axes.annotate("once blocks mix", start, (-2, 6), **_label(colour), ha="right")
     _scale(axes, sorted({p["context"] for p in figures["points"]}))
     axes.set_title("A decode step against the context", loc="left", color=INK)
     axes.set_xlabel("tokens of context (dotted: machine's limit)")
@@ -96,20 +104,13 @@ def _chosen(figures: Point, wanted: Callable[[Point], bool]) -> list[Point]:
 
 
 def _line(
-    axes: Any,
-    points: list[Point],
-    x: str,
-    y: str,
-    colour: str,
-    label: str,
-    style: str = "-",
-    lift: int = 0,
+    axes: Any, points: list[Point], x: str, y: str, colour: str, label: str, style: str = "-"
 ) -> None:
-    """A line with its name at its end, lifted off a neighbour's."""
+    """A line with its name at its end."""
     xs, ys = [point[x] for point in points], [point[y] for point in points]
     marker = "o" if style == "-" else ""
     axes.plot(xs, ys, style, marker=marker, color=colour, markersize=4, linewidth=1.6)
-    axes.annotate(label, (xs[-1], ys[-1]), (6, lift), **_label(colour), va="center")
+    axes.annotate(label, (xs[-1], ys[-1]), (6, 0), **_label(colour), va="center")
 
 
 def _label(colour: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from litevl.config import Config
 
 STREAMS = (1, 16, 256)
 BUDGET_TOKENS_S = 10_000
-FRAMES = {1: 20_000, 16: 4000, 256: 400}  # a stream
+FRAMES = {1: 10_000, 16: 2000, 256: 200}  # a stream
 END = b"data: [DONE]"
 
 
