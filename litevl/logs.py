@@ -21,7 +21,7 @@ def configure(log_format: LogFormat) -> None:
     """Send everything from INFO up to stderr in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 class TextFormatter(logging.Formatter):
