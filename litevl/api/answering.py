@@ -16,6 +16,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
+from litevl.api.bodies import let_go_of_body
 from litevl.api.choices import Choice, Delta, Reader, Tally, gather, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.exchange import send_events
@@ -108,6 +109,7 @@ async def answer(
 ) -> None:
     """Generate, and send what came in the way that the request asks for."""
     accepted = await accepting
+    let_go_of_body(scope)
     token_bytes = backend.preprocessor.token_bytes
     choices = [
         Choice(

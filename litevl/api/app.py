@@ -1,7 +1,6 @@
 """The ASGI application: routes, the layers around them, and the small endpoints.
 
-`cli.py` hands `create_app` to uvicorn, which must run with `http="h11"`: other parsers reject a
-method such as `Post`. Knows the service, not what stands behind it.
+`serving.py` hands `create_app` to uvicorn. Knows the service, not what stands behind it.
 """
 
 import contextlib
@@ -15,10 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
 from litevl.api.auth import Authentication, Keys
+from litevl.api.bodies import BodyBudget, BodyLimit
 from litevl.api.chat import ChatCompletions
 from litevl.api.completions import Completions
 from litevl.api.exchange import find_model
-from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser
+from litevl.api.middleware import AnswerHeaders, Errors, Normaliser
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
 from litevl.api.tokens import TokenEndpoints
@@ -26,7 +26,7 @@ from litevl.config import Config
 from litevl.sequence import Health
 
 
-def create_app(config: Config, service: Service) -> ASGIApp:
+def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
     """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
 
     @contextlib.asynccontextmanager
@@ -36,7 +36,7 @@ def create_app(config: Config, service: Service) -> ASGIApp:
         await service.stop()
 
     router = Router(routes(config, service), redirect_slashes=False, lifespan=lifespan)
-    http = _wrap(router, config)
+    http = _wrap(router, config, budget)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
@@ -45,9 +45,9 @@ def create_app(config: Config, service: Service) -> ASGIApp:
     return app
 
 
-def _wrap(app: ASGIApp, config: Config) -> ASGIApp:
+def _wrap(app: ASGIApp, config: Config, budget: BodyBudget) -> ASGIApp:
     """The layers, innermost first."""
-    app = BodyLimit(app, config.max_body_size)
+    app = BodyLimit(app, config.max_body_size, budget)
     app = Authentication(app, Keys(config.api_key))
     app = Errors(app)
     if config.api_key:  # without a key, a page of any origin could otherwise use the model

@@ -1,4 +1,4 @@
-"""What every request passes: one spelling of its address, an id, a size limit, errors as JSON.
+"""What every request passes: one spelling of its address, an id, errors as JSON.
 
 Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
 """
@@ -18,7 +18,6 @@ from litevl.errors import (
     InternalError,
     LitevlError,
     MethodNotAllowedError,
-    RequestTooLargeError,
     RouteNotFoundError,
 )
 
@@ -79,34 +78,6 @@ def request_id(scope: Scope) -> str:
 
 def _request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-
-
-class BodyLimit:
-    """413 for a body that is declared, or turns out, larger than `limit` bytes."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = int(Headers(scope=scope).get("content-length", "0"))
-        self._check(received)
-        received = 0
-
-        async def counted_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            self._check(received)
-            return message
-
-        await self._app(scope, counted_receive, send)
-
-    def _check(self, size: int) -> None:
-        if size > self._limit:
-            raise RequestTooLargeError(
-                f"The body is larger than {self._limit} bytes, the limit set by --max-body-size."
-            )
 
 
 class Errors:
