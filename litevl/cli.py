@@ -176,7 +176,7 @@ def _describe(hint: Any) -> str:
 def serve(config: Config) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
     listener = _listen(config)

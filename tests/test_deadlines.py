@@ -1,18 +1,19 @@
 """What the deadlines of the wire spare: slow clients that are on their way. Time stands still."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from litevl.api.wire import Limits, within
-
-pytestmark = pytest.mark.anyio
 
 LIMITS = Limits(head_s=10, body_rate=100, body_window_s=10, write_s=60, unread_s=30, idle_s=20)
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -106,7 +107,8 @@ class Connection:
         config = uvicorn.Config(
             self.answer, interface="asgi3", log_config=None, timeout_keep_alive=LIMITS.idle_s
         )
-        self.protocol = make(config, ServerState(), {}, _loop=self.clock)
+        self.state = ServerState()
+        self.protocol = make(config, self.state, {}, _loop=self.clock)
         self.protocol.connection_made(self.transport)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,8 +120,12 @@ class Connection:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"ok"})
 
+    def leave(self) -> None:
+        self.transport.is_closed = True
+        self.protocol.connection_lost(None)
+
     async def say(self, data: bytes) -> None:
-        if data:
+        if data and not self.transport.is_closed:
             self.protocol.data_received(data)
         for _ in range(5):  # let the application take it
             await asyncio.sleep(0)
@@ -129,6 +135,7 @@ class Connection:
         return self.transport.written[:12]
 
 
+@pytest.mark.anyio
 async def test_a_head_has_its_time_from_its_first_byte_however_it_drips() -> None:
     one = Connection()
     await one.say(GET)
@@ -144,6 +151,7 @@ async def test_a_head_has_its_time_from_its_first_byte_however_it_drips() -> Non
     assert one.heard == b"HTTP/1.1 408"
 
 
+@pytest.mark.anyio
 async def test_a_body_may_be_as_slow_as_the_least_rate_for_as_long_as_it_takes() -> None:
     one = Connection()
     await one.say(POST)
@@ -156,6 +164,7 @@ async def test_a_body_may_be_as_slow_as_the_least_rate_for_as_long_as_it_takes()
     assert one.heard == b"HTTP/1.1 408"
 
 
+@pytest.mark.anyio
 async def test_a_body_that_has_come_is_not_watched_any_more() -> None:
     one = Connection()
     one.may_read.clear()
@@ -166,6 +175,7 @@ async def test_a_body_that_has_come_is_not_watched_any_more() -> None:
     assert one.heard == b"HTTP/1.1 200"
 
 
+@pytest.mark.anyio
 async def test_a_body_that_the_application_is_slow_to_read_is_no_fault_of_the_client() -> None:
     one = Connection()
     one.may_read.clear()
@@ -177,6 +187,7 @@ async def test_a_body_that_the_application_is_slow_to_read_is_no_fault_of_the_cl
     assert one.heard == b"HTTP/1.1 200"
 
 
+@pytest.mark.anyio
 async def test_a_reader_is_kept_while_it_takes_anything() -> None:
     one = Connection()
     one.transport.unsent = 100
@@ -189,6 +200,7 @@ async def test_a_reader_is_kept_while_it_takes_anything() -> None:
     assert one.transport.is_cut
 
 
+@pytest.mark.anyio
 async def test_a_reader_that_has_caught_up_has_no_deadline() -> None:
     one = Connection()
     one.transport.unsent = 100
@@ -199,6 +211,7 @@ async def test_a_reader_that_has_caught_up_has_no_deadline() -> None:
     assert not one.transport.is_closed
 
 
+@pytest.mark.anyio
 async def test_an_idle_connection_is_closed_by_uvicorn() -> None:
     one = Connection()
     await one.say(GET)
@@ -206,6 +219,7 @@ async def test_an_idle_connection_is_closed_by_uvicorn() -> None:
     assert one.transport.is_closed and not one.transport.is_cut
 
 
+@pytest.mark.anyio
 async def test_a_small_request_sets_no_timer_but_that_of_the_idle_connection_after_it() -> None:
     one = Connection()
     await one.say(GET)
@@ -216,11 +230,69 @@ async def test_a_small_request_sets_no_timer_but_that_of_the_idle_connection_aft
     assert len(one.clock.timers) == 1
 
 
+@pytest.mark.anyio
 async def test_a_connection_that_is_gone_leaves_no_timer() -> None:
     for sent in (b"", GET[:5], GET, POST, b"nonsense\r\n\r\n"):
         one = Connection()
         await one.say(sent)
         one.protocol.pause_writing()
-        one.protocol.connection_lost(None)
+        one.leave()
         await one.say(b"")
         assert not one.clock.timers
+
+
+# Whatever comes --------------------------------------------------------------------------------
+
+FRAGMENTS = (
+    *(GET, POST, b"GET / HTTP/1.1\r\n", b"host: x\r\n", b"content-length: 5\r\n", b"\r\n", b"\n"),
+    *(b"transfer-encoding: chunked\r\n", b"5\r\nabcde\r\n", b"0\r\n\r\n", b"abcde", b"HEAD", b":"),
+    *(
+        b"connection: close\r\n",
+        b"expect: 100-continue\r\n",
+        b"upgrade: websocket\r\n",
+        b"a" * 9000,
+    ),
+)
+moves = st.lists(
+    st.one_of(
+        st.sampled_from(FRAGMENTS),
+        st.binary(max_size=20),
+        st.sampled_from(["wait", "wait long", "stop reading", "read", "hold", "go"]),
+    ),
+    max_size=20,
+)
+
+
+async def play(some: list[bytes | str]) -> None:
+    one = Connection()
+    actions: dict[str, Callable[[], object]] = {
+        "wait": lambda: one.clock.advance(9),
+        "wait long": lambda: one.clock.advance(61),
+        "stop reading": lambda: one.protocol.flow.write_paused or one.protocol.pause_writing(),
+        "read": one.protocol.resume_writing,
+        "hold": one.may_read.clear,
+        "go": one.may_read.set,
+    }
+    for move in some:
+        if isinstance(move, bytes):
+            await one.say(move)
+        elif not one.transport.is_closed:
+            actions[move]()
+            await one.say(b"")
+    one.may_read.set()
+    one.leave()
+    await one.say(b"")
+    assert not one.clock.timers and not one.state.tasks and not one.state.connections
+    assert_answers(one.transport.written)
+
+
+def assert_answers(written: bytes) -> None:
+    """Nothing but answers, none of them our fault."""
+    statuses = re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", written)
+    assert set(statuses) <= {b"100", b"200", b"400", b"408", b"431"}
+    assert not written or written.startswith(b"HTTP/1.1 ")
+
+
+@given(moves)
+def test_no_bytes_in_no_order_break_it_or_leave_anything_behind(some: list[bytes | str]) -> None:
+    asyncio.run(play(some))
