@@ -4,6 +4,7 @@ Real signals and processes, with the fakes behind the server instead of a model.
 """
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from fakes import KEY, PATIENCE, Rig, assert_error, body, running
 from litevl.api import serving
+from litevl.api.wire import Limits
 
 TESTS = Path(__file__).parent
 
@@ -159,3 +161,14 @@ def test_an_open_connection_keeps_nobody_from_leaving() -> None:
     with running() as rig, socket.create_connection(("127.0.0.1", httpx.URL(rig.url).port)):
         assert rig.client.get("/health").status_code == 200
         rig.server.drain()
+
+
+def test_the_limit_of_open_files_is_raised_but_never_lowered() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        for connections, wanted in ((100, 868), (10, 868)):
+            serving.raise_file_limit(Limits(connections=connections))
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

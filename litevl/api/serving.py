@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody asks where a client is
                 timeout_graceful_shutdown=CLOSE_S,
                 timeout_keep_alive=limits.idle_s,
             )

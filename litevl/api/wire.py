@@ -40,7 +40,7 @@ class Limits:
     free_chunks: int = 1000  # of a chunked body, of any size
     chunk_bytes: int = 64  # on average beyond these: each costs as much as a packet
     idle_s: int = 20  # longer than pooled clients keep a connection they may still use
-    write_s: float = 60.0  # without a byte taken: a paused laptop, not a breakpoint
+    write_s: float = 60.0  # without taking a byte, when megabytes wait in the kernel already
     unread_s: float = 30.0  # for the rest of a body that was answered without being read
     linger_s: float = 2.0  # after a refusal: a close at once would reset it before it is read
     connections: int = 1024  # each costs a file and some 10 KiB; sixteen times what runs at once
