@@ -28,7 +28,9 @@ from starlette.types import ASGIApp
 from benchmarks.null_backend import FrameCounter, NullEngine, null_backend
 from benchmarks.program import finish, parser, table, tell, undisturbed
 from litevl.api.app import create_app
+from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
 from litevl.api.service import Service
+from litevl.api.wire import Limits, within
 from litevl.config import Config
 
 STREAMS = (1, 16, 256)
@@ -46,7 +48,7 @@ def litevl_app() -> ASGIApp:
     service = Service(config)
     frames = FrameCounter()
     service.attach(null_backend(NullEngine(frames)))
-    return frames.count_in(create_app(config, service))
+    return frames.count_in(create_app(config, service, BodyBudget(MAX_BYTES_IN_FLIGHT)))
 
 
 def bare_app() -> ASGIApp:
@@ -81,8 +83,10 @@ def serve(make_app: Callable[[], ASGIApp], core: int, port: Connection) -> None:
     os.sched_setaffinity(0, {core})
     listener = socket.create_server(("127.0.0.1", 0), backlog=max(STREAMS))
     port.send(listener.getsockname()[1])
+    app = make_app()
+    http: Any = within(Limits()) if make_app is litevl_app else "h11"
     settings = uvicorn.Config(
-        make_app(), http="h11", ws="none", log_config=None, access_log=False, server_header=False
+        app, http=http, ws="none", log_config=None, access_log=False, server_header=False
     )
     uvicorn.Server(settings).run(sockets=[listener])
 

@@ -19,19 +19,16 @@ from pathlib import Path
 from time import time
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import uvicorn
-
 from litevl import __version__
-from litevl.api.app import create_app
 from litevl.api.ports import Backend
 from litevl.api.service import Service
+from litevl.api.serving import Server, raise_file_limit
+from litevl.api.wire import Limits
 from litevl.banner import Serving, announce, load_keys
 from litevl.config import Config, flag
 from litevl.errors import ConfigError
 from litevl.logs import configure
 from litevl.sequence import ModelCard
-
-DRAIN_S = 30
 
 
 def main(argv: Many[str] | None = None) -> int:
@@ -181,26 +178,14 @@ def _describe(hint: Any) -> str:
 def serve(config: Config) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
     configure(config.log_format)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
     _check_tls(config)
     listener = _listen(config)
     service = Service(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(config, service),
-            http="h11",  # httptools refuses `-X Post`
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN_S,
-            timeout_keep_alive=20,
-            ssl_keyfile=config.ssl_keyfile,
-            ssl_certfile=config.ssl_certfile,
-        )
-    )
+    server = Server(config, service)
+    raise_file_limit(Limits())
     loading = _Loading(config, service, server, Serving(config, keys, listener.getsockname()[1]))
     loading.start()
     server.run(sockets=[listener])
@@ -238,9 +223,7 @@ def _listen(config: Config) -> socket.socket:
 class _Loading(threading.Thread):
     """Loads the model beside the server that already listens."""
 
-    def __init__(
-        self, config: Config, service: Service, server: uvicorn.Server, serving: Serving
-    ) -> None:
+    def __init__(self, config: Config, service: Service, server: Server, serving: Serving) -> None:
         super().__init__(name="litevl-loading", daemon=True)
         self.failure: str | None = None
         self._config, self._service, self._server, self._serving = config, service, server, serving

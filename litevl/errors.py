@@ -6,11 +6,14 @@
     UnsupportedParameterError  400     invalid_request_error      unsupported_parameter
     ContextLengthError         400     invalid_request_error      context_length_exceeded
     MediaError                 400     invalid_request_error      names what is wrong with the media
+    InvalidHTTPError           400     invalid_request_error      invalid_http
     AuthenticationError        401     authentication_error       invalid_api_key
     ModelNotFoundError         404     invalid_request_error      model_not_found
     RouteNotFoundError         404     invalid_request_error      not_found
     MethodNotAllowedError      405     invalid_request_error      method_not_allowed
+    RequestTimeoutError        408     invalid_request_error      request_timeout
     RequestTooLargeError       413     invalid_request_error      request_too_large
+    HeadTooLargeError          431     invalid_request_error      head_too_large
     QueueFullError             429     rate_limit_error           rate_limit_exceeded
     UnavailableError           503     service_unavailable_error  server_is_overloaded, server_error
     InternalError              500     server_error               server_error
@@ -76,6 +79,12 @@ class MediaError(InvalidRequestError):
     """A picture or clip that cannot be used; always raised with one of CONTRACT's codes."""
 
 
+class InvalidHTTPError(InvalidRequestError):
+    """What came over the wire cannot be read as one request, and one alone."""
+
+    code = "invalid_http"
+
+
 class AuthenticationError(LitevlError):
     """No key, or a wrong one."""
 
@@ -106,11 +115,25 @@ class MethodNotAllowedError(InvalidRequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeoutError(InvalidRequestError):
+    """Head or body came too slowly; SDKs send it again."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class RequestTooLargeError(InvalidRequestError):
     """The body is larger than `--max-body-size`."""
 
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLargeError(InvalidRequestError):
+    """More headers, or longer ones, than any client has a reason to send."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class QueueFullError(LitevlError):

@@ -356,6 +356,7 @@ class Sequence:
     num_cached: int | None = None  # of the prompt, found in the prefix cache when it first ran
     blocks: list[int] = field(default_factory=list)
     held_media: list[MediaItem] = field(default_factory=list)  # whose features it holds
+    arrived: float = 0.0  # when the engine took it in, by the engine's clock
     row: int = -1  # slot in the sampler's per-row state while running
     started: float | None = None  # `time.monotonic` of when it first ran
     status: SequenceStatus = SequenceStatus.WAITING

@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from numpy.typing import NDArray
 
-from litevl.api.app import create_app
 from litevl.api.ports import Backend, Fit
 from litevl.api.service import Service
+from litevl.api.serving import Server
+from litevl.api.wire import Limits
 from litevl.config import Config
 from litevl.sequence import (
     Conversation,
@@ -350,6 +350,7 @@ class Rig:
     """A running server and the fakes behind it."""
 
     url: str  # http://127.0.0.1:PORT
+    server: Server
     client: httpx.Client
     service: Service
     engine: FakeEngine
@@ -406,24 +407,22 @@ def assert_error(answer: httpx.Response, status: int, code: str, param: str | No
 
 
 @contextmanager
-def running(*, is_loaded: bool = True, **settings: Any) -> Iterator[Rig]:
+def running(
+    *, is_loaded: bool = True, limits: Limits | None = None, **settings: Any
+) -> Iterator[Rig]:
     """A server on a free port of loopback, with a client that carries the key."""
     config = Config(**{"api_key": (KEY,), **settings})
     service = Service(config)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(config, service), http="h11", ws="none", lifespan="on", log_config=None,
-            timeout_graceful_shutdown=5,
-        )
-    )  # fmt: skip
+    server = Server(config, service, limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
     thread.start()  # the socket listens already: no client needs to wait
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False) as client:
         rig = Rig(
             url=url,
+            server=server,
             client=client,
             service=service,
             engine=FakeEngine(),

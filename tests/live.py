@@ -68,6 +68,7 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()
+    assert process.returncode == 0  # it drained, and nothing hung
 
 
 def _read_banner(output: IO[str]) -> str:

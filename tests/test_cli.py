@@ -129,6 +129,10 @@ def test_a_certificate_makes_it_https_and_a_wrong_one_is_told_at_once(
     with serve("--ssl-certfile", cert, "--ssl-keyfile", key, folder=tmp_path) as server:
         context = ssl.create_default_context(cafile=cert)
         assert httpx.get(f"{server.address}/health", verify=context).status_code == 200
+        asked = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 5}
+        url = f"{server.base_url}/chat/completions"
+        answer = httpx.post(url, json=asked, verify=context, timeout=60)
+        assert answer.text.endswith("data: [DONE]\n\n")
         assert f"curl https://127.0.0.1:{server.port}" in server.banner
     assert main(["serve", "--port", "0", "--ssl-certfile", key, "--ssl-keyfile", key]) == 1
     assert "--ssl-certfile" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The engine around a scripted runner: how requests enter, end, fail and leave."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from litevl.engine.blocks import BlockPool
 from litevl.engine.encoder_cache import EncoderCache
-from litevl.engine.engine import MAX_FAILED_STEPS, Engine
+from litevl.engine.engine import MAX_FAILED_STEPS, QUEUE_S, Engine
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
 from litevl.sequence import (
@@ -76,18 +77,29 @@ class Outbox:
         )
 
 
-def engine(runner: ScriptedRunner, *, max_queued: int = 10, num_blocks: int = 64) -> Engine:
+def engine(
+    runner: ScriptedRunner,
+    *,
+    max_queued: int = 10,
+    num_blocks: int = 64,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
     scheduler = Scheduler(
         BlockPool(num_blocks, 4), EncoderCache(), max_num_seqs=4, max_num_batched_tokens=16
     )
     return Engine(
-        scheduler, runner, max_model_len=64, max_num_seqs=4, max_num_queued_reqs=max_queued
+        scheduler,
+        runner,
+        max_model_len=64,
+        max_num_seqs=4,
+        max_num_queued_reqs=max_queued,
+        clock=clock,
     )
 
 
-def request(name: str, length: int = 5, max_tokens: int = 3) -> Sequence:
+def request(name: str, length: int = 5, max_tokens: int = 3, token: int = 0) -> Sequence:
     prompt = Prompt(
-        token_ids=np.zeros(length, dtype=np.int64),
+        token_ids=np.full(length, token, dtype=np.int64),
         positions=np.zeros((3, length), dtype=np.int64),
         position_delta=0,
     )
@@ -313,3 +325,68 @@ def test_stats_tell_what_is_held_and_what_was_counted() -> None:
     started = [sequence.started for sequence in sequences]
     assert None not in started
     assert started == sorted(started)  # type: ignore[type-var]
+
+
+# The queue -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(each: Engine, steps: int) -> list[StepOutput]:
+    return [output for _ in range(steps) for output in each.step()]
+
+
+def test_what_waits_too_long_without_having_run_is_given_up() -> None:
+    clock = Clock()
+    each = engine(ScriptedRunner(), clock=clock)
+    for number in range(4):  # all rows, for long
+        each.add(request(str(number), max_tokens=40, token=number))
+    each.step()
+    each.add(request("first", token=10))
+    clock.now += 1
+    each.add(request("second", token=11))
+    clock.now += QUEUE_S - 1
+    assert all(output.error is None for output in run(each, 3))
+    clock.now += 0.5
+    ended = [output for output in run(each, 3) if output.finish_reason]
+    assert [output.request_id for output in ended] == ["first"]
+    assert isinstance(ended[0].error, UnavailableError)
+    assert (ended[0].error.code, ended[0].error.headers) == (
+        "server_is_overloaded",
+        {"retry-after": "2"},
+    )
+    ended = [output for output in run(each, 40) if output.finish_reason]
+    assert [output.finish_reason for output in ended] == [FinishReason.LENGTH] * 5
+    each.check_idle()
+
+
+def test_what_was_preempted_may_wait_for_as_long_as_it_takes() -> None:
+    clock = Clock()
+    each = engine(ScriptedRunner(), num_blocks=16, clock=clock)
+    for number in range(2):
+        each.add(request(str(number), length=20, max_tokens=30, token=number))
+    outputs = run(each, 3)
+    assert len(each.scheduler.running) == 2
+    while each.num_unfinished:
+        outputs += each.step()
+        clock.now += 2 * QUEUE_S
+    assert each.scheduler.num_preemptions
+    assert [output.error for output in outputs] == [None] * 60
+
+
+def test_what_waits_for_its_own_prompt_to_be_computed_by_a_twin_is_not_in_the_queue() -> None:
+    clock = Clock()
+    each = engine(ScriptedRunner(), clock=clock)
+    for name in ("one", "twin"):
+        each.add(request(name, length=40))
+    outputs = []
+    while each.num_unfinished:
+        outputs += each.step()
+        clock.now += 2 * QUEUE_S
+    assert [output.error for output in outputs] == [None] * 6

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevl.api.json_body import JSONBody, parse_json
+from litevl.api.json_body import MAX_DEPTH, MAX_QUOTES, JSONBody, parse_json
 from litevl.errors import InvalidJSONError, InvalidValueError
 
 BOTH_SLIPS = """{
@@ -88,7 +88,9 @@ def test_an_error_beside_a_slip_is_told_at_its_own_first_place() -> None:
     assert "line 2 column 6" in json_error('{"b": 1,\n"a": f"b", !}')
 
 
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "Infinity", "1" * 5000])
+@pytest.mark.parametrize(
+    "number", ["NaN", "-Infinity", "Infinity", "1" * 5000, "1e999", "-1.5E+400"]
+)
 def test_numbers_that_json_does_not_have_are_told_with_their_place(number: str) -> None:
     assert "line 2 column 6" in json_error('{"NaN": "Infinity",\n"b": ' + number + "}")
 
@@ -97,6 +99,20 @@ def test_what_no_reader_could_use_later_is_refused_here() -> None:
     json_error('{"a": "\\ud800"}')
     json_error('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
     assert "line 2 column 2" in json_error(b'{\n"\xff": 1}')
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '{"b": [{"\\u0061": 1, "a": {}}]}'])
+def test_one_name_twice_in_an_object_is_refused(text: str) -> None:
+    assert "one name twice" in json_error(text)
+
+
+def test_nesting_is_bounded_whatever_it_is_made_of() -> None:
+    for opening, closing in (("[", "]"), ('{"a": ', "}"), ('[{"a": ', "}]")):
+        levels = (MAX_DEPTH - 1) // (len(closing))
+        assert parse_json(f'{{"a": {opening * levels}1{closing * levels}}}'.encode())
+        assert "too deeply" in json_error(
+            f'{{"a": {opening * (levels + 1)}1{closing * (levels + 1)}}}'
+        )
 
 
 def test_escaped_pairs_and_a_byte_order_mark_are_fine() -> None:
@@ -112,3 +128,8 @@ def test_a_body_that_is_no_object_is_an_invalid_value(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"a": "' + '\\"' * 10**6, "[" + ", " * 10**6, '"\\' * 10**6])
 def test_hostile_bodies_take_one_look_at_every_byte(text: str) -> None:
     json_error(text)
+
+
+def test_a_body_of_very_many_strings_is_not_repaired() -> None:
+    assert parse_json(b'{"a": [' + b'"",' * (MAX_QUOTES // 2 - 1) + b"]}").slips
+    json_error('{"a": [' + '"",' * (MAX_QUOTES // 2) + "]}")

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
+from litevl.api.bodies import let_go_of_body
 from litevl.api.choices import Choice, Delta, Reader, Tally, gather, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.exchange import send_events
@@ -112,6 +113,7 @@ async def answer(
     accepted = await accepting
     record = record_of(scope)
     record.accept(accepted.head.model, accepted.prompts, accepted.sequences)
+    let_go_of_body(scope)
     token_bytes = backend.preprocessor.token_bytes
     choices = [
         Choice(

@@ -1,7 +1,6 @@
 """The ASGI application: routes, the layers around them, and the small endpoints.
 
-`cli.py` hands `create_app` to uvicorn, which must run with `http="h11"`: other parsers reject a
-method such as `Post`. Knows the service, not what stands behind it.
+`serving.py` hands `create_app` to uvicorn. Knows the service, not what stands behind it.
 """
 
 import contextlib
@@ -16,10 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
 from litevl.api.auth import OPEN_PATHS, Authentication, Keys
+from litevl.api.bodies import BodyBudget, BodyLimit
 from litevl.api.chat import ChatCompletions
 from litevl.api.completions import Completions
 from litevl.api.exchange import find_model
-from litevl.api.middleware import AnswerHeaders, BodyLimit, Errors, Normaliser, Recording
+from litevl.api.middleware import AnswerHeaders, Errors, Normaliser, Recording
 from litevl.api.openapi import openapi_document
 from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
@@ -30,7 +30,7 @@ from litevl.config import Config
 from litevl.sequence import Health
 
 
-def create_app(config: Config, service: Service) -> ASGIApp:
+def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
     """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
 
     @contextlib.asynccontextmanager
@@ -43,7 +43,7 @@ def create_app(config: Config, service: Service) -> ASGIApp:
     table = routes(config, service, records)
     router = Router(table, redirect_slashes=False, lifespan=lifespan)
     recorded = partial(Recording, records=records, paths={route.path for route in table})
-    http = _wrap(router, config, recorded)
+    http = _wrap(router, config, budget, recorded)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
@@ -52,9 +52,11 @@ def create_app(config: Config, service: Service) -> ASGIApp:
     return app
 
 
-def _wrap(app: ASGIApp, config: Config, recorded: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
+def _wrap(
+    app: ASGIApp, config: Config, budget: BodyBudget, recorded: Callable[[ASGIApp], ASGIApp]
+) -> ASGIApp:
     """The layers, innermost first."""
-    app = BodyLimit(app, config.max_body_size)
+    app = BodyLimit(app, config.max_body_size, budget)
     open_paths = OPEN_PATHS - {"/metrics"} if config.metrics_needs_key else OPEN_PATHS
     app = Authentication(app, Keys(config.api_key), open_paths)
     app = recorded(Errors(app))

@@ -1,5 +1,5 @@
-"""What every request passes: one spelling of its address, an id, a record of what becomes of it, a
-size limit, errors as JSON.
+"""What every request passes: one spelling of its address, an id, a record of what becomes of it,
+errors as JSON.
 
 Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
 """
@@ -21,7 +21,6 @@ from litevl.errors import (
     InternalError,
     LitevlError,
     MethodNotAllowedError,
-    RequestTooLargeError,
     RouteNotFoundError,
 )
 from litevl.logs import FRAMES
@@ -107,34 +106,6 @@ class Recording:
             await self._app(scope, receive, noting_send)
         finally:
             self._records.finish(record)
-
-
-class BodyLimit:
-    """413 for a body that is declared, or turns out, larger than `limit` bytes."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = int(Headers(scope=scope).get("content-length", "0"))
-        self._check(received)
-        received = 0
-
-        async def counted_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            self._check(received)
-            return message
-
-        await self._app(scope, counted_receive, send)
-
-    def _check(self, size: int) -> None:
-        if size > self._limit:
-            raise RequestTooLargeError(
-                f"The body is larger than {self._limit} bytes, the limit set by --max-body-size."
-            )
 
 
 class Errors:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from litevl.engine.scheduler import Scheduler
@@ -34,6 +35,7 @@ from litevl.sequence import (
 logger = logging.getLogger("litevl.engine")
 
 STALL_AFTER_S = 60.0  # a step that takes longer turns /health red
+QUEUE_S = 60.0  # in the queue without having run: whoever asked has given up, or should elsewhere
 MAX_FAILED_STEPS = 3  # in a row; then the device is taken for lost
 
 
@@ -62,12 +64,14 @@ class Engine:
         max_model_len: int,
         max_num_seqs: int,
         max_num_queued_reqs: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
         self.num_steps = 0
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_unfinished = max_num_seqs + max_num_queued_reqs
+        self._clock = clock
         self._wake = threading.Condition()
         self._added: deque[Sequence] = deque()
         self._aborted: deque[str] = deque()
@@ -101,6 +105,7 @@ class Engine:
                 raise UnavailableError("The engine has stopped.", code="server_error")
             if len(self._unfinished) >= self._max_unfinished:
                 raise QueueFullError("Too many requests are waiting; try again in a moment.")
+            sequence.arrived = self._clock()
             self._unfinished[sequence.request_id] = sequence
             self._added.append(sequence)
             self._wake.notify()
@@ -189,7 +194,8 @@ class Engine:
         """
         self._take_inbox()
         step = self.scheduler.schedule()
-        return self._compute(step) if step else []
+        overdue = self._end_overdue()  # not before: perhaps there is room now
+        return overdue + (self._compute(step) if step else [])
 
     def _take_inbox(self) -> None:
         with self._wake:
@@ -198,6 +204,12 @@ class Engine:
             while self._aborted:
                 if sequence := self._unfinished.pop(self._aborted.popleft(), None):
                     self.scheduler.finish(sequence)
+
+    def _end_overdue(self) -> list[StepOutput]:
+        """Give up what has waited too long for its first step."""
+        error = UnavailableError("The request waited too long in the queue; try again later.")
+        overdue = self.scheduler.overdue(self._clock() - QUEUE_S)
+        return [self._end(sequence, error) for sequence in overdue]
 
     def _compute(self, step: Step) -> list[StepOutput]:
         """Launch and collect; a failure ends the sequences of this step and no others."""

@@ -58,6 +58,17 @@ class Scheduler:
             self._admit(plan)
         return plan.step()
 
+    def overdue(self, latest: float) -> list[Sequence]:
+        """What arrived before `latest` and has not run. One that was preempted has, and one whose
+        blocks another computes right now is as good as running."""
+        return [
+            sequence
+            for sequence in self.waiting
+            if sequence.arrived < latest
+            and sequence.num_cached is None
+            and self._cached_blocks(sequence) is not None
+        ]
+
     def finish(self, sequence: Sequence, *, is_spoiled: bool = False) -> None:
         """Free whatever the sequence holds, in whatever state it is; a second call does nothing.
 

@@ -1,0 +1,80 @@
+"""uvicorn as litevl runs it: guarded connections, and an end that lets answers finish.
+
+`cli.py` makes one `Server` and runs it in the main thread. Knows the service's state and uvicorn's
+tasks, no routes.
+"""
+
+import os
+import resource
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+
+from litevl.api.app import create_app
+from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.service import Service
+from litevl.api.wire import Limits, within
+from litevl.config import Config
+
+DRAIN_S = 30.0  # for what runs when the first signal comes
+CLOSE_S = 2  # then, for connections that do not close
+GONE_S = 34  # after the first signal the process is no more, whatever hangs: supervisors kill at 35
+FILES_BESIDE = 512  # open files that are no connections: weights, children's pipes, downloads
+
+
+class Server(uvicorn.Server):
+    """The first SIGTERM or SIGINT drains, with `/health` answering `draining`; a second one ends
+    the process at once."""
+
+    def __init__(self, config: Config, service: Service, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self.budget = BodyBudget(max(MAX_BYTES_IN_FLIGHT, config.max_body_size))
+        self._service = service
+        self._drained_at: float | None = None  # when patience ends
+        super().__init__(
+            uvicorn.Config(
+                create_app(config, service, self.budget),
+                http=within(limits),  # not httptools, which refuses `-X Post`
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # nobody asks where a client is
+                timeout_graceful_shutdown=CLOSE_S,
+                timeout_keep_alive=limits.idle_s,
+                ssl_keyfile=config.ssl_keyfile,
+                ssl_certfile=config.ssl_certfile,
+            )
+        )
+
+    def drain(self) -> None:
+        """Take nothing new; end when what runs is done, or after `DRAIN_S`."""
+        self._service.drain()
+        self._drained_at = time.monotonic() + DRAIN_S
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn's signal handlers, in the main thread."""
+        if self._drained_at is not None:
+            os._exit(128 + sig)  # decoding children die with their parent
+        signal.alarm(GONE_S)
+        self.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second: whether to close the listener and leave."""
+        if self._drained_at is not None:
+            has_work = bool(self.server_state.tasks) and time.monotonic() < self._drained_at
+            self.should_exit |= not has_work
+        return await super().on_tick(counter)
+
+
+def raise_file_limit(limits: Limits) -> None:
+    """Let the process open a file for each connection, as far as its own limits allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections + limits.refused_connections + FILES_BESIDE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,286 @@
+"""HTTP/1.1 with bounds: uvicorn's h11 protocol, limited in time, size and number.
+
+`serving.py` hands it to uvicorn, which makes one for each connection. It decides what may reach the
+application at all, and how long a client may keep it waiting. Knows no routes, no keys and no
+application; what it refuses is answered with the error object of every other refusal.
+
+Time is watched by timers of the event loop: one for what is read, one for what is written. A
+connection that sends a whole small request at once costs neither.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from litevl.api.responses import error_response
+from litevl.errors import (
+    HeadTooLargeError,
+    InvalidHTTPError,
+    LitevlError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client may take. Tests shrink them; nothing else has a reason to."""
+
+    head_bytes: int = 16 * 2**10  # as nginx, h11 and hypercorn: browsers send a tenth of it
+    headers: int = 100  # as gunicorn
+    head_s: float = 10.0  # from the accept, or a head's first byte: one packet, seldom two
+    body_rate: int = 16 * 2**10  # bytes a second: a picture takes a minute, then it will never end
+    body_window_s: float = 10.0  # over which the rate is measured: radio links pause for seconds
+    free_chunks: int = 1000  # of a chunked body, of any size
+    chunk_bytes: int = 64  # on average beyond these: each costs as much as a packet
+    idle_s: int = 20  # longer than pooled clients keep a connection they may still use
+    write_s: float = 60.0  # without taking a byte, when megabytes wait in the kernel already
+    unread_s: float = 30.0  # for the rest of a body that was answered without being read
+    linger_s: float = 2.0  # after a refusal: a close at once would reset it before it is read
+    connections: int = 1024  # each costs a file and some 10 KiB; sixteen times what runs at once
+    refused_connections: int = 256  # beyond these, that are told so; more are cut off
+
+
+class Phase(Enum):
+    """What a connection waits for."""
+
+    HEAD = auto()  # the rest of a head
+    BODY = auto()  # more of a body that the application reads
+    UNREAD = auto()  # more of a body that nobody wants: its answer is out
+    ANSWER = auto()  # the application: no limit, some models think for minutes
+    IDLE = auto()  # another request, by uvicorn's own timer
+    REFUSED = auto()  # the client to hear why
+
+
+# A head as it was sent: what frames the body may stand once, and in one plain form.
+_HEAD_END = re.compile(rb"\n\r?\n")
+_FRAMING = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\r\n]*", re.I | re.M)
+_PLAIN = re.compile(
+    rb"content-length:[ \t]*[0-9]+[ \t]*|transfer-encoding:[ \t]*chunked[ \t]*", re.I
+)
+
+
+class StrictConnection(h11.Connection):
+    """h11, without its patience for large heads, tiny chunks, and lengths given twice.
+
+    What two servers in a row could read differently would let one request hide in another.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(h11.SERVER, limits.head_bytes)
+        self.fault: LitevlError | None = None  # why the last RemoteProtocolError was raised
+        self._limits = limits
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE and (received := self.trailing_data[0]):
+            self._refuse_if(_fault_of(received, self._limits))
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+            if event.http_version not in (b"1.0", b"1.1"):
+                self._refuse_if(InvalidHTTPError("This server speaks HTTP/1.1."))
+        elif isinstance(event, h11.Data):
+            self._refuse_if(self._fault_of_chunk(event))
+        return event
+
+    def _fault_of_chunk(self, data: h11.Data) -> LitevlError | None:
+        self._chunks += data.chunk_start
+        self._bytes += len(data.data)
+        beyond = self._chunks - self._limits.free_chunks
+        if beyond > 0 and self._bytes < beyond * self._limits.chunk_bytes:
+            return InvalidHTTPError("The body comes in too many tiny chunks.")
+        return None
+
+    def _refuse_if(self, fault: LitevlError | None) -> None:
+        if fault:
+            self.fault = fault
+            raise h11.RemoteProtocolError(fault.message)
+
+
+def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
+    """What is wrong with the head, perhaps unfinished, that these bytes begin with."""
+    end = _HEAD_END.search(received)
+    head = received[: end.start()] if end else received
+    if len(head) > limits.head_bytes or head.count(b"\n") > limits.headers:
+        return HeadTooLargeError(
+            f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} "
+            "bytes here."
+        )
+    framing = _FRAMING.findall(head) if end else []
+    if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
+        return InvalidHTTPError(
+            "Give one plain `Content-Length`, or `Transfer-Encoding: chunked`, and not both."
+        )
+    return None
+
+
+class GuardedProtocol(H11Protocol):
+    """One connection. `within` makes the class that uvicorn is given."""
+
+    limits: ClassVar[Limits] = Limits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn: StrictConnection = StrictConnection(self.limits)
+        self._phase = Phase.ANSWER  # there is nothing to wait for yet
+        self._received = 0  # bytes in the present window of a body
+        self._unsent = 0  # bytes left over when the write timer was set
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # What the transport calls --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Whatever the kernel does not take at once pauses the writer, and starts its deadline.
+        # Not zero: asyncio's TLS would pause for an empty buffer, and never go on.
+        transport.set_write_buffer_limits(high=1, low=0)
+        surplus = len(self.connections) - self.limits.connections
+        if surplus > self.limits.refused_connections:
+            transport.abort()
+        elif surplus > 0:
+            self._refuse(UnavailableError("Too many connections are open; try again later."))
+        else:
+            self._follow()
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is not Phase.REFUSED:
+            self._received += len(data)
+            super().data_received(data)
+            self._follow()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = Phase.REFUSED
+        self._set_read_timer(None)
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    # What uvicorn calls --------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._follow()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self.conn.fault or InvalidHTTPError("This is no HTTP/1.1 request."))
+
+    # Deadlines -----------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Notice what the connection waits for now, and until when."""
+        phase = self._phase_now()
+        if phase is self._phase or self.transport.is_closing():
+            return
+        self._phase = phase
+        self._received = 0
+        match phase:
+            case Phase.HEAD:
+                self._set_read_timer(self.limits.head_s, self._end_late_head)
+            case Phase.BODY:
+                self._set_read_timer(self.limits.body_window_s, self._check_rate)
+            case Phase.UNREAD:
+                self._unset_keepalive_if_required()
+                self._set_read_timer(self.limits.unread_s, self.transport.abort)
+            case _:
+                self._set_read_timer(None)
+        if phase is Phase.IDLE and self.timeout_keep_alive_task is None:
+            # uvicorn sets it when it has answered; where a body went on after that, it is gone.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _phase_now(self) -> Phase:
+        if self._phase is Phase.REFUSED:
+            return Phase.REFUSED
+        if self.conn.their_state is h11.IDLE:
+            has_begun = self.cycle is None or self.conn.trailing_data[0]
+            return Phase.HEAD if has_begun else Phase.IDLE
+        if self.conn.their_state is h11.SEND_BODY:
+            return Phase.UNREAD if self.cycle.response_complete else Phase.BODY
+        return Phase.ANSWER
+
+    def _end_late_head(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(RequestTimeoutError("The head of the request did not come in time."))
+        else:
+            self.transport.close()  # browsers open connections that they may never use
+
+    def _check_rate(self) -> None:
+        least = self.limits.body_rate * self.limits.body_window_s
+        # Where reading is paused it is the application that is late.
+        if self._received < least and not self.flow.read_paused:
+            self._refuse(RequestTimeoutError("The body of the request came too slowly."))
+        else:
+            self._received = 0
+            self._set_read_timer(self.limits.body_window_s, self._check_rate)
+
+    def _watch_writing(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.limits.write_s, self._check_writing)
+
+    def _check_writing(self) -> None:
+        """Nothing is added while the writer is paused: what is left over can only shrink."""
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_writing()
+        else:
+            self.transport.abort()  # the application hears that its client is gone
+
+    def _set_read_timer(self, seconds: float | None, then: Any = None) -> None:
+        if self._read_timer:
+            self._read_timer.cancel()
+        self._read_timer = None if seconds is None else self.loop.call_later(seconds, then)
+
+    # Refusals ------------------------------------------------------------------------------------
+
+    def _refuse(self, error: LitevlError) -> None:
+        """Answer and close, but not before the client has had the time to read it."""
+        self._phase = Phase.REFUSED
+        self._unset_keepalive_if_required()
+        can_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if not can_answer or self.transport.is_closing():
+            self.transport.abort()
+            return
+        self.transport.write(_as_bytes(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._set_read_timer(self.limits.linger_s, self.transport.abort)
+        else:
+            self.transport.close()
+
+
+def _as_bytes(error: LitevlError) -> bytes:
+    """A whole answer: the state of the connection may be beyond what h11 would send."""
+    answer = error_response(error)
+    headers = [*answer.raw_headers, (b"connection", b"close")]
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join([*lines, b"", bytes(answer.body)])
+
+
+def within(bounds: Limits) -> type[GuardedProtocol]:
+    """The protocol with these limits, for `uvicorn.Config(http=...)`."""
+
+    class Bounded(GuardedProtocol):
+        limits = bounds
+
+    return Bounded

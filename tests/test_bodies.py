@@ -1,0 +1,166 @@
+"""The budget of bodies in flight: what is refused before it is read, and that all comes back."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
+
+from fakes import PATIENCE, Rig, assert_error, body, request_bytes, running
+from litevl.api.bodies import BodyBudget, BodyLimit, let_go_of_body
+from litevl.errors import LitevlError, RequestTooLargeError, UnavailableError
+
+LIMIT, BUDGET = 100, 250
+
+
+@dataclass(frozen=True)
+class Client:
+    """What one request does: `declared` bytes, or chunks, of which some may never come."""
+
+    pieces: tuple[int, ...]
+    is_declared: bool
+    leaves: bool = False  # before the last piece
+    app: str = "reads"
+
+    @property
+    def declared(self) -> int:
+        return sum(self.pieces) if self.is_declared else 0
+
+
+clients = st.builds(
+    Client,
+    st.lists(st.integers(0, LIMIT + 10), max_size=3).map(tuple),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["reads", "lets go", "fails", "reads nothing"]),
+)
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["client"].app != "reads nothing":
+        await Request(scope, receive).body()
+    if scope["client"].app == "lets go":
+        let_go_of_body(scope)
+        await asyncio.sleep(0)
+    if scope["client"].app == "fails":
+        raise ValueError("planted")
+
+
+async def ask(limit: BodyLimit, client: Client) -> Exception | None:
+    """What a request ends with."""
+    length = [(b"content-length", b"%d" % client.declared)] if client.is_declared else []
+    scope = {"type": "http", "headers": length, "client": client}
+    pieces = client.pieces[:-1] if client.leaves else client.pieces
+    messages: list[Message] = [
+        {"type": "http.request", "body": bytes(size), "more_body": True} for size in pieces
+    ]
+    end: Message = {"type": "http.request", "body": b"", "more_body": False}
+    messages.append({"type": "http.disconnect"} if client.leaves else end)
+    left = iter(messages)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        return next(left)
+
+    async def send(message: Message) -> None:
+        pass
+
+    try:
+        await limit(scope, receive, send)
+    except (LitevlError, ClientDisconnect, ValueError) as error:
+        return error
+    return None
+
+
+async def ask_all(limit: BodyLimit, some: Iterable[Client], cancelled: Iterable[int]) -> None:
+    tasks = [asyncio.create_task(ask(limit, client)) for client in some]
+    for index in cancelled:
+        await asyncio.sleep(0)
+        tasks[index % len(tasks)].cancel()
+    await asyncio.wait(tasks)
+
+
+@given(st.lists(clients, min_size=1, max_size=8), st.lists(st.integers(0, 7), max_size=3))
+def test_whatever_becomes_of_requests_the_budget_is_whole_again(
+    some: list[Client], cancelled: list[int]
+) -> None:
+    budget = BodyBudget(BUDGET)
+    asyncio.run(ask_all(BodyLimit(application, LIMIT, budget), some, cancelled))
+    assert budget.used == 0
+
+
+@given(st.lists(st.integers(0, LIMIT), max_size=6), st.booleans())
+def test_no_more_is_taken_than_there_is(sizes: list[int], is_declared: bool) -> None:
+    budget, most = BodyBudget(BUDGET), 0
+
+    async def hold(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal most
+        await Request(scope, receive).body()
+        most = max(most, budget.used)
+        await asyncio.sleep(0.001)
+
+    limit = BodyLimit(hold, LIMIT, budget)
+
+    async def ask_together() -> list[Exception | None]:
+        return await asyncio.gather(*(ask(limit, Client((size,), is_declared)) for size in sizes))
+
+    ends = asyncio.run(ask_together())
+    assert most <= BUDGET and budget.used == 0
+    refused = [each for each in ends if each]
+    assert all(isinstance(each, UnavailableError) for each in refused)
+    assert bool(refused) == (sum(sizes) > BUDGET)
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_one_request_may_take_no_more_than_its_limit(is_declared: bool) -> None:
+    budget = BodyBudget(BUDGET)
+    end = asyncio.run(ask(BodyLimit(application, LIMIT, budget), Client((60, 41), is_declared)))
+    assert isinstance(end, RequestTooLargeError)
+    assert budget.used == 0
+
+
+# Through the wire ------------------------------------------------------------------------------
+
+
+def full(rig: Rig) -> None:
+    """Leave ten bytes."""
+    rig.server.budget.take(4 * 96 * 2**20 - 10)
+
+
+def test_a_body_beyond_the_budget_is_503_before_it_is_read_and_reaches_no_engine() -> None:
+    with running() as rig, rig.connect() as connection:
+        full(rig)
+        connection.sendall(request_bytes().partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        assert connection.recv(13) == b"HTTP/1.1 503 "
+        pieces = (b" " * 6 for _ in range(2))
+        for answer in (rig.chat(), rig.client.post("/v1/chat/completions", content=pieces)):
+            assert_error(answer, 503, "server_is_overloaded")
+            assert answer.headers["retry-after"] == "2"
+        assert rig.client.get("/health").status_code == 200
+        assert rig.engine.added == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_body_counts_until_its_prompt_is_made(stream: bool) -> None:
+    with running() as rig, rig.connect() as connection:
+        rig.engine.hold()
+        rig.preprocessor.may_go.clear()
+        request = request_bytes(stream=stream)
+        connection.sendall(request)
+        assert rig.preprocessor.entered.wait(PATIENCE)
+        assert rig.server.budget.used == len(request.partition(b"\r\n\r\n")[2])
+        rig.preprocessor.may_go.set()
+        rig.engine.wait_until(lambda engine: engine.num_running == 1)
+        assert rig.server.budget.used == 0
+
+
+def test_a_server_that_takes_larger_bodies_has_room_for_one() -> None:
+    with running(max_body_size=2**30) as rig:
+        rig.server.budget.take(2**30)
+        assert_error(
+            rig.client.post("/v1/chat/completions", json=body()), 503, "server_is_overloaded"
+        )

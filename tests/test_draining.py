@@ -1,0 +1,174 @@
+"""The way out: one signal lets running answers finish, a second one ends the process at once.
+
+Real signals and processes, with the fakes behind the server instead of a model.
+"""
+
+import json
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fakes import KEY, PATIENCE, Rig, assert_error, body, running
+from litevl.api import serving
+from litevl.api.wire import Limits
+
+TESTS = Path(__file__).parent
+
+# Prints its port, and a line when the engine has begun; goes on when told to by a line.
+PROCESS = f"""
+import socket, sys, threading
+sys.path.insert(0, {str(TESTS)!r})
+from fakes import CARD, KEY, FakeEngine, FakeGrammars, FakeMedia, FakePreprocessor
+from litevl.api.ports import Backend
+from litevl.api.service import Service
+from litevl.api.serving import Server
+from litevl.config import Config
+
+config = Config(api_key=(KEY,))
+service, engine = Service(config), FakeEngine()
+engine.hold(3)
+service.attach(Backend(card=CARD, engine=engine, preprocessor=FakePreprocessor(),
+                       grammars=FakeGrammars(), media=FakeMedia()))
+listener = socket.create_server(("127.0.0.1", 0))
+
+def follow():
+    print(listener.getsockname()[1], flush=True)
+    sys.stdin.readline()
+    engine.release()
+
+threading.Thread(target=follow, daemon=True).start()
+Server(config, service).run(sockets=[listener])
+print("ended well", flush=True)
+"""
+
+
+@contextmanager
+def process() -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server that stops after three tokens until it is told to go on, and its client."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROCESS],
+        cwd=TESTS.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as each:
+        assert each.stdout
+        url = f"http://127.0.0.1:{int(each.stdout.readline())}"
+        headers = {"x-api-key": KEY}
+        try:
+            with httpx.Client(
+                base_url=url, headers=headers, timeout=PATIENCE, trust_env=False
+            ) as client:
+                yield each, client
+        finally:
+            each.kill()
+
+
+def wait_for_draining(client: httpx.Client) -> None:
+    """Signals take a moment to arrive."""
+    for _ in range(1000):
+        answer = client.get("/health")
+        if answer.json() == {"status": "draining"}:
+            assert answer.status_code == 503
+            return
+    raise AssertionError("the server never said that it drains")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_finish_and_turns_new_work_away(number: signal.Signals) -> None:
+    with process() as (server, client):
+        with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.send_signal(number)
+            wait_for_draining(client)
+            assert client.get("/health/live").status_code == 200
+            refused = client.post("/v1/chat/completions", json=body())
+            assert "draining" in assert_error(refused, 503, "server_is_overloaded")
+            assert refused.headers["retry-after"]
+            assert server.stdin
+            server.stdin.write("\n")
+            server.stdin.flush()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        output, _ = server.communicate(timeout=PATIENCE)
+        assert (output, server.returncode) == ("ended well\n", 0)
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    question = body(stream=True)
+    with (
+        process() as (server, client),
+        client.stream("POST", "/v1/chat/completions", json=question) as stream,
+    ):
+        next(stream.iter_lines())
+        server.send_signal(signal.SIGTERM)
+        wait_for_draining(client)
+        server.send_signal(signal.SIGTERM)
+        output, _ = server.communicate(timeout=PATIENCE)
+        assert (output, server.returncode) == ("", 128 + signal.SIGTERM)
+
+
+def test_without_work_it_ends_at_the_first_signal() -> None:
+    with process() as (server, client):
+        assert client.get("/health").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        output, _ = server.communicate(timeout=PATIENCE)
+        assert (output, server.returncode) == ("ended well\n", 0)
+
+
+def test_what_has_not_finished_when_patience_ends_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "DRAIN_S", 0.2)
+    monkeypatch.setattr(serving, "CLOSE_S", 0)
+    with running() as rig:
+        rig.engine.hold(3)
+        with rig.client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            rig.server.drain()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        rig.engine.wait_until(lambda engine: len(engine.aborted) == 1)
+
+
+def test_a_body_that_is_on_its_way_when_the_drain_begins_is_still_answered() -> None:
+    with running() as rig, rig.connect() as connection:
+        text = json.dumps(body()).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n"
+        head += f"content-length: {len(text)}\r\nexpect: 100-continue\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it was accepted
+        rig.server.drain()
+        assert turned_away(rig)
+        connection.sendall(text)
+        assert connection.recv(13) == b"HTTP/1.1 200 "
+
+
+def turned_away(rig: Rig) -> bool:
+    return rig.chat().status_code == 503
+
+
+def test_an_open_connection_keeps_nobody_from_leaving() -> None:
+    with running() as rig, socket.create_connection(("127.0.0.1", httpx.URL(rig.url).port)):
+        assert rig.client.get("/health").status_code == 200
+        rig.server.drain()
+
+
+def test_the_limit_of_open_files_is_raised_but_never_lowered() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        for connections, wanted in ((100, 868), (10, 868)):
+            serving.raise_file_limit(Limits(connections=connections))
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

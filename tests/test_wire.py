@@ -1,0 +1,299 @@
+"""The wire from outside: raw bytes, slow clients, too many of them. Deadlines are tiny here, and no
+test measures time: it waits for what must happen."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes import ANSWER, KEY, PATIENCE, Rig, body, request_bytes, running, say
+from litevl.api.wire import Limits
+
+POST = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n".encode()
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+SMALL = Limits(head_bytes=1000, headers=10, free_chunks=10)
+HASTY = Limits(head_s=0.1, body_window_s=0.1, write_s=0.1, unread_s=0.1, idle_s=0)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Rig]:
+    with running(limits=SMALL) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Rig]:
+    with running(limits=HASTY) as rig:
+        yield rig
+
+
+def error_of(answer: bytes, status: int) -> dict[str, Any]:
+    """The error that the whole of a raw answer is; the server closes after it."""
+    head, _, content = answer.partition(b"\r\n\r\n")
+    first, *headers = head.decode().lower().split("\r\n")
+    assert first.startswith(f"http/1.1 {status} ")
+    assert {"connection: close", "content-type: application/json"} <= set(headers)
+    error: dict[str, Any] = json.loads(content)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the server closes, or cuts the connection off."""
+    received = b""
+    try:
+        while piece := connection.recv(2**16):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+# Heads -----------------------------------------------------------------------------------------
+
+BAD_HEADS = {
+    "two lengths that agree": POST + b"content-length: 2\r\nContent-Length: 2\r\n\r\n{}",
+    "two lengths": POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+    "a list of lengths": POST + b"content-length: 2, 2\r\n\r\n{}",
+    "a signed length": POST + b"content-length: +2\r\n\r\n{}",
+    "a negative length": POST + b"content-length: -2\r\n\r\n{}",
+    "a length in hex": POST + b"content-length: 0x2\r\n\r\n{}",
+    "a folded length": POST + b"content-length:\r\n 2\r\n\r\n{}",
+    "an empty length": POST + b"content-length:\r\n\r\n{}",
+    "an endless length": POST + b"content-length: " + b"9" * 30 + b"\r\n\r\n{}",
+    "length and chunks": POST
+    + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "chunks and length": POST
+    + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "chunks twice": POST
+    + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "gzip": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a disguised encoding": POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "a space before the colon": POST + b"content-length : 2\r\n\r\n{}",
+    "a bad chunk size": POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "a chunk without its end": POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}}}0\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two hosts": GET + b"host: y\r\n\r\n",
+    "a zero byte": GET + b"a: \0\r\n\r\n",
+    "a bare line": GET + b"nothing\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "another version": b"GET /health HTTP/3.7\r\nhost: x\r\n\r\n",
+    "an empty line first": b"\r\n" + GET + b"\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20),
+    "bytes": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("request_", BAD_HEADS.values(), ids=BAD_HEADS)
+def test_what_is_no_plain_request_is_refused_in_json(small: Rig, request_: bytes) -> None:
+    error = error_of(small.exchange(request_), 400)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+    assert small.engine.added == []
+
+
+LARGE_HEADS = {
+    "one long header": GET + b"a: " + b"b" * 1000 + b"\r\n\r\n",
+    "a long target": b"GET /" + b"a" * 1000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    "many headers": GET + b"a: b\r\n" * 10 + b"\r\n",
+    "folded ones": GET + b"a: b\r\n" + b" c\r\n" * 10 + b"\r\n",
+    "no end": GET + b"a: " + b"b" * 1000,
+    "no line": b"a" * 1001,
+    "more than a packet": GET + b"a: " + b"b" * 10**6,
+}
+
+
+@pytest.mark.parametrize("request_", LARGE_HEADS.values(), ids=LARGE_HEADS)
+def test_a_head_beyond_its_limits_is_431(small: Rig, request_: bytes) -> None:
+    error = error_of(small.exchange(request_), 431)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "head_too_large")
+
+
+def test_a_head_at_its_limits_is_read(small: Rig) -> None:
+    ten = GET + b"a: b\r\n" * 8 + b"connection: close\r\n"
+    assert small.exchange(ten + b"\r\n").startswith(b"HTTP/1.1 200 ")
+    long = GET + b"connection: close\r\na: "
+    long += b"b" * (1000 - len(long) - 1)
+    assert small.exchange(long + b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("pieces", [[1], [7, 64]])
+def test_a_request_may_come_in_pieces(small: Rig, pieces: list[int]) -> None:
+    request = GET.replace(b"GET", b"Get") + b"connection: close\r\n\r\n"
+    with small.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(request), pieces[-1]):
+            connection.sendall(request[start : start + pieces[-1]])
+        assert read_all(connection).endswith(b'{"status":"ready"}')
+
+
+def test_requests_may_follow_one_another_unasked(small: Rig) -> None:
+    last = GET + b"connection: close\r\n\r\n"
+    answers = small.exchange(request_bytes() + GET + b"\r\n" + request_bytes() + last)
+    assert answers.count(b"HTTP/1.1 200 ") == 4
+    assert answers.count(json.dumps(ANSWER, ensure_ascii=False).encode()) == 2
+
+
+# Chunks ----------------------------------------------------------------------------------------
+
+
+def chunked(size: int) -> bytes:
+    text = json.dumps(body(user="a" * 300)).encode()
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+def test_chunks_of_a_sane_size_are_read(small: Rig) -> None:
+    for size in (10**3, 100, 64):
+        assert small.exchange(chunked(size)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_in_tiny_chunks_is_refused(small: Rig) -> None:
+    num_added = len(small.engine.added)
+    assert error_of(small.exchange(chunked(2)), 400)["code"] == "invalid_http"
+    assert len(small.engine.added) == num_added
+
+
+# Slow clients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [b"", GET + b"\r\n"])
+def test_a_head_that_does_not_end_is_408(before: bytes) -> None:
+    with running(limits=Limits(head_s=0.1, idle_s=60)) as rig:
+        answer = rig.exchange(before + GET)
+    if before:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        answer = answer[answer.index(b"HTTP/1.1 408") :]
+    assert error_of(answer, 408)["code"] == "request_timeout"
+
+
+def test_a_connection_that_never_speaks_is_closed_without_a_word(hasty: Rig) -> None:
+    assert hasty.exchange(b"") == b""
+
+
+def test_a_connection_that_has_nothing_more_to_ask_is_closed(hasty: Rig) -> None:
+    answer = hasty.exchange(GET + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b'{"status":"ready"}')
+
+
+@pytest.mark.parametrize(
+    "framing", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n9\r\n{"]
+)
+def test_a_body_that_stalls_is_408_and_reaches_no_engine(hasty: Rig, framing: bytes) -> None:
+    num_added = len(hasty.engine.added)
+    answer = hasty.exchange(POST + framing)
+    assert error_of(answer, 408)["code"] == "request_timeout"
+    assert len(hasty.engine.added) == num_added
+
+
+def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever(hasty: Rig) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+    assert hasty.exchange(head).startswith(b"HTTP/1.1 401 ")
+
+
+def test_after_the_rest_of_a_refused_body_the_connection_goes_on() -> None:
+    with running(limits=Limits(idle_s=0)) as rig, rig.connect() as connection:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+        connection.sendall(head)
+        assert connection.recv(13) == b"HTTP/1.1 401 "
+        connection.sendall(b" " * 100 + GET + b"\r\n")
+        assert b"HTTP/1.1 200 " in read_all(connection)  # and idle it is closed
+
+
+def test_an_answer_may_take_longer_than_every_deadline(hasty: Rig) -> None:
+    hasty.engine.hold()
+    with hasty.connect() as connection:
+        connection.sendall(request_bytes(stream=True))
+        hasty.engine.wait_until(lambda engine: engine.num_running == 1)
+        assert hasty.exchange(GET) != b""  # every deadline has passed once for another
+        hasty.engine.release()
+        assert b"data: [DONE]" in read_all(connection)
+
+
+def connect_narrowly(rig: Rig) -> socket.socket:
+    """A connection that keeps little for a client that does not read."""
+    connection = socket.socket()
+    connection.settimeout(PATIENCE)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", httpx.URL(rig.url).port))
+    return connection
+
+
+def test_a_client_that_does_not_read_is_cut_off_and_its_sequences_are_freed() -> None:
+    with running(limits=HASTY) as rig, connect_narrowly(rig) as connection:
+        rig.engine.script = lambda sequence: say("a" * 500)
+        rig.engine.hold(450)  # nobody has all that was asked for
+        connection.sendall(request_bytes(stream=True, n=8, logprobs=True, top_logprobs=20))
+        rig.engine.wait_until(lambda engine: len(engine.aborted) == 8)
+        assert rig.engine.num_running == 0
+
+
+# Many clients ----------------------------------------------------------------------------------
+
+
+def test_connections_beyond_the_limit_are_told_and_those_beyond_that_cut_off() -> None:
+    limits = Limits(connections=2, refused_connections=1)
+    with running(limits=limits) as rig, rig.connect() as first, rig.connect() as second:
+        with rig.connect() as third, rig.connect() as fourth:
+            assert read_all(fourth) == b""
+            answer = read_all(third)
+        error = error_of(answer, 503)
+        assert (error["code"], b"\r\nretry-after: 2\r\n" in answer) == (
+            "server_is_overloaded",
+            True,
+        )
+        for each in (first, second):
+            each.sendall(GET + b"connection: close\r\n\r\n")
+            assert read_all(each).startswith(b"HTTP/1.1 200 ")
+        assert rig.chat().status_code == 200
+
+
+NUMBERS = {  # 300
+    "head": 90,
+    "body": 90,
+    "reader": 30,
+    "idle": 90,
+}
+
+
+def slow(rig: Rig, kind: str) -> socket.socket:
+    """A client that keeps the server waiting in one of four ways."""
+    connection = connect_narrowly(rig)
+    text = json.dumps({"prompt": "a" * 600_000}).encode()  # its ids fill every buffer on the way
+    tokenize = POST.replace(b"chat/completions", b"tokenize")
+    openings = {
+        "head": GET,
+        "body": POST + b"content-length: 9999\r\n\r\n{",
+        "reader": tokenize + b"content-length: %d\r\n\r\n%s" % (len(text), text),
+        "idle": GET + b"\r\n",
+    }
+    connection.sendall(openings[kind])
+    return connection
+
+
+def test_300_slow_clients_of_four_kinds_keep_nothing_from_a_good_one() -> None:
+    limits = Limits(head_s=0.5, body_window_s=0.5, write_s=0.5, idle_s=1)
+    with running(limits=limits) as rig, ExitStack() as clients:
+        for kind, number in NUMBERS.items():
+            for _ in range(number):
+                clients.enter_context(slow(rig, kind))
+        for _ in range(20):
+            assert rig.chat().json()["choices"][0]["message"]["content"] == ANSWER
+            assert rig.client.get("/health").status_code == 200
+        wait_until_closed(rig)
+        assert rig.server.budget.used == 0
+        assert rig.chat().status_code == 200
+
+
+def wait_until_closed(rig: Rig) -> None:
+    """Until the server has no connection left."""
+    deadline = time.monotonic() + PATIENCE
+    while rig.server.server_state.connections and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not rig.server.server_state.connections
