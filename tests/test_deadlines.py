@@ -71,7 +71,7 @@ class Transport(asyncio.Transport):
         return self.unsent
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == 0  # whatever is left unsent pauses the writer
+        assert (high, low) == (1, 0)  # whatever is left unsent pauses the writer
 
     def can_write_eof(self) -> bool:
         return True
