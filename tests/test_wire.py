@@ -139,6 +139,15 @@ def test_requests_may_follow_one_another_unasked(small: Rig) -> None:
     assert answers.count(json.dumps(ANSWER, ensure_ascii=False).encode()) == 2
 
 
+def test_no_answer_waits_in_the_kernel_for_the_last_one_to_be_confirmed(small: Rig) -> None:
+    with small.connect() as connection:
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(13) == b"HTTP/1.1 200 "
+        for each in small.server.server_state.connections:
+            server_side = each.transport.get_extra_info("socket")
+            assert server_side.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # Chunks ----------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ connection that sends a whole small request at once costs neither.
 
 import asyncio
 import re
+import socket
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
@@ -139,6 +140,10 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does it only where the listener was made with IPPROTO_TCP by name. Without it a
+        # frame waits in the kernel until the client has confirmed the one before: 40 ms.
+        if raw := transport.get_extra_info("socket"):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Whatever the kernel does not take at once pauses the writer, and starts its deadline.
         # Not zero: asyncio's TLS would pause for an empty buffer, and never go on.
         transport.set_write_buffer_limits(high=1, low=0)
