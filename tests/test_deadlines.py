@@ -38,6 +38,9 @@ class Clock:
     timers: set[Timer] = field(default_factory=set)
     num_set: int = 0
 
+    def time(self) -> float:
+        return self.now
+
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(self.now + delay, callback, self)
         self.timers.add(timer)

@@ -247,8 +247,12 @@ def test_a_client_that_does_not_read_is_cut_off_and_its_sequences_are_freed() ->
 
 
 def test_connections_beyond_the_limit_are_told_and_those_beyond_that_cut_off() -> None:
-    limits = Limits(connections=2, refused_connections=1)
-    with running(limits=limits) as rig, rig.connect() as first, rig.connect() as second:
+    with running(limits=Limits(connections=2, refused_connections=1)) as rig, ExitStack() as open_:
+        first, second = (open_.enter_context(rig.connect()) for _ in range(2))
+        rig.engine.hold()
+        for each in (first, second):
+            each.sendall(request_bytes(stream=True))
+        rig.engine.wait_until(lambda engine: engine.num_running == 2)
         with rig.connect() as third, rig.connect() as fourth:
             assert read_all(fourth) == b""
             answer = read_all(third)
@@ -257,10 +261,33 @@ def test_connections_beyond_the_limit_are_told_and_those_beyond_that_cut_off() -
             "server_is_overloaded",
             True,
         )
+        rig.engine.release()
         for each in (first, second):
-            each.sendall(GET + b"connection: close\r\n\r\n")
-            assert read_all(each).startswith(b"HTTP/1.1 200 ")
-        assert rig.chat().status_code == 200
+            assert each.recv(13) == b"HTTP/1.1 200 "
+
+
+def read_health(connection: socket.socket) -> bytes:
+    """The body of one answer."""
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(2**16)
+    return received.partition(b"\r\n\r\n")[2]
+
+
+def test_a_silent_connection_makes_room_for_a_new_one_the_longest_first() -> None:
+    with running(limits=Limits(connections=3)) as rig, ExitStack() as open_:
+        busy, silent, speaking = (open_.enter_context(rig.connect()) for _ in range(3))
+        rig.engine.hold()
+        busy.sendall(request_bytes(stream=True))
+        rig.engine.wait_until(lambda engine: engine.num_running == 1)
+        speaking.sendall(GET + b"\r\n")
+        assert read_health(speaking) == b'{"status":"ready"}'
+        assert rig.client.get("/health/live").status_code == 200
+        assert read_all(silent) == b""
+        speaking.sendall(GET + b"\r\n")
+        assert read_health(speaking) == b'{"status":"ready"}'
+        rig.engine.release()
+        assert busy.recv(13) == b"HTTP/1.1 200 "
 
 
 NUMBERS = {  # 300

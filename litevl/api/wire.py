@@ -45,7 +45,9 @@ class Limits:
     unread_s: float = 30.0  # for the rest of a body that was answered without being read
     linger_s: float = 2.0  # after a refusal: a close at once would reset it before it is read
     connections: int = 1024  # each costs a file and some 10 KiB; sixteen times what runs at once
-    refused_connections: int = 256  # beyond these, that are told so; more are cut off
+    refused_connections: int = (
+        256  # beyond these, that are told so, if none of the others is silent
+    )
 
 
 class Phase(Enum):
@@ -130,7 +132,9 @@ class GuardedProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn: StrictConnection = StrictConnection(self.limits)
-        self._phase = Phase.ANSWER  # there is nothing to wait for yet
+        self.connections: set[GuardedProtocol]  # type: ignore[assignment]
+        self.phase = Phase.ANSWER  # there is nothing to wait for yet
+        self.since = 0.0  # when it was entered
         self._received = 0  # bytes in the present window of a body
         self._unsent = 0  # bytes left over when the write timer was set
         self._read_timer: asyncio.TimerHandle | None = None
@@ -150,19 +154,31 @@ class GuardedProtocol(H11Protocol):
         surplus = len(self.connections) - self.limits.connections
         if surplus > self.limits.refused_connections:
             transport.abort()
-        elif surplus > 0:
+        elif surplus > 0 and not self._make_room():
             self._refuse(UnavailableError("Too many connections are open; try again later."))
         else:
             self._follow()
 
+    def _make_room(self) -> bool:
+        """Close the connection that has been silent for longest; False where all have work.
+
+        Who merely keeps connections open cannot keep others out, health checks least of all.
+        """
+        silent = [each for each in self.connections if each.phase in (Phase.HEAD, Phase.IDLE)]
+        if silent:
+            longest = min(silent, key=lambda each: each.since)
+            longest.phase = Phase.REFUSED
+            longest.transport.abort()
+        return bool(silent)
+
     def data_received(self, data: bytes) -> None:
-        if self._phase is not Phase.REFUSED:
+        if self.phase is not Phase.REFUSED:
             self._received += len(data)
             super().data_received(data)
             self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase = Phase.REFUSED
+        self.phase = Phase.REFUSED
         self._set_read_timer(None)
         self.resume_writing()
         super().connection_lost(exc)
@@ -191,9 +207,10 @@ class GuardedProtocol(H11Protocol):
     def _follow(self) -> None:
         """Notice what the connection waits for now, and until when."""
         phase = self._phase_now()
-        if phase is self._phase or self.transport.is_closing():
+        if phase is self.phase or self.transport.is_closing():
             return
-        self._phase = phase
+        self.phase = phase
+        self.since = self.loop.time()
         self._received = 0
         match phase:
             case Phase.HEAD:
@@ -212,7 +229,7 @@ class GuardedProtocol(H11Protocol):
             )
 
     def _phase_now(self) -> Phase:
-        if self._phase is Phase.REFUSED:
+        if self.phase is Phase.REFUSED:
             return Phase.REFUSED
         if self.conn.their_state is h11.IDLE:
             has_begun = self.cycle is None or self.conn.trailing_data[0]
@@ -256,7 +273,7 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, error: LitevlError) -> None:
         """Answer and close, but not before the client has had the time to read it."""
-        self._phase = Phase.REFUSED
+        self.phase = Phase.REFUSED
         self._unset_keepalive_if_required()
         can_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
         if self.cycle and not self.cycle.response_complete:
