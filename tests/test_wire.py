@@ -269,8 +269,8 @@ def test_connections_beyond_the_limit_are_told_and_those_beyond_that_cut_off() -
 def read_health(connection: socket.socket) -> bytes:
     """The body of one answer."""
     received = b""
-    while not received.endswith(b"}"):
-        received += connection.recv(2**16)
+    while not received.endswith(b"}") and (piece := connection.recv(2**16)):
+        received += piece
     return received.partition(b"\r\n\r\n")[2]
 
 
