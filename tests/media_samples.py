@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import av
 import numpy as np
@@ -56,6 +57,7 @@ def level(index: int) -> int:
     return 20 + index * 7
 
 
+@cache  # x264 need not make the same bytes twice
 def clip(
     codec: str = "libx264",
     container: str = "mp4",
