@@ -20,8 +20,8 @@ from transformers import (
 
 from training.model import new_model, token_id
 
-PICTURE_PIXELS = {"shortest_edge": 160 * 160, "longest_edge": 192 * 192}
-CLIP_PIXELS = {"shortest_edge": 4 * 96 * 96, "longest_edge": 128 * 32 * 32}
+PICTURE_PIXELS = {"shortest_edge": 192 * 192, "longest_edge": 192 * 224}
+CLIP_PIXELS = {"shortest_edge": 4 * 128 * 128, "longest_edge": 8 * 128 * 160}
 PATCHES = {
     "patch_size": 16,
     "temporal_patch_size": 2,

@@ -52,14 +52,14 @@ def new_config(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
         "eos_token_id": token("<|im_end|>"),
     }
     vision = {
-        "depth": 4,
+        "depth": 6,
         "initializer_range": 0.04,
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_heads": 4,
         "out_hidden_size": 192,
         "num_position_embeddings": 256,
-        "deepstack_visual_indexes": [1],
+        "deepstack_visual_indexes": [3],
     }
     return Qwen3VLConfig(
         text_config=text,
