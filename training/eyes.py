@@ -1,8 +1,8 @@
 """The vision tower in training: a batched forward over its own weights, and what it must see.
 
-``Sight`` runs pictures of one grid together, which is several times faster than the tower's own
-packed forward and equal to it (``check_packing.py`` compares). ``Teacher`` holds the heads that read
-labels of ``targets.py`` off patches and merged tokens; they are thrown away after training. Used by
+``Sight`` runs pictures of one grid together, faster than the tower's own packed forward and equal
+to it (``check_packing.py`` compares). ``Teacher`` holds the heads that read labels of
+``targets.py`` off patches and merged tokens; they are thrown away after training. Used by
 ``look.py`` (the eyes alone) and ``model.py`` (with words).
 """
 
@@ -122,6 +122,7 @@ class Sight:
         x = x + (visual.pos_embed(where) * weight).sum(1)
         read = deep = x
         for level, block in enumerate(visual.blocks):
+            assert isinstance(block, Qwen3VLVisionBlock)
             x = self.block(block, x, cos, sin)
             if level == self.level:
                 read = x
@@ -140,10 +141,11 @@ class Teacher(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.patch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(PATCH_PARTS)))
+        read = nn.Linear(width, sum(PATCH_PARTS))
+        self.patch = nn.Sequential(nn.LayerNorm(width), read)
         self.cell = nn.Linear(out, sum(CELL_PARTS))
         self.deep = nn.Linear(out, sum(DEEP_PARTS))
-        for head in (self.patch[1], self.cell, self.deep):
+        for head in (read, self.cell, self.deep):
             nn.init.zeros_(head.weight)
 
     def forward(self, seen: Seen, views: Views) -> dict[str, Tensor]:

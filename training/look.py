@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
+from training.contents import draw_content, draw_size, picture_of
 from training.eyes import WEIGHTS, Sight, Teacher, Views, normal, views
 from training.model import new_model
 from training.pixels import Bytes, clip_grid, patchify, picture_grid, shrink, to_tensor
-from training.scenes import Scene, draw_frame, draw_scene, make_clip, make_scene, roughen
-from training.signs import Sign, draw_sign, make_row, make_word, room
+from training.scenes import draw_scene, make_clip, roughen
 from training.targets import Painted, paint
 
 Rng = np.random.Generator
@@ -30,39 +30,13 @@ HELD_SEED = 999
 EASY = 8_000  # so many pictures show at most four of a kind
 
 
-def draw_counts(rng: Rng, hard: bool) -> list[int]:
-    """How many of each kind, thirteen at most together."""
-    groups = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
-    counts = [int(rng.integers(1, 5)) for _ in range(groups)]
-    if hard and rng.random() < 0.7:
-        counts[0] = int(rng.integers(2, 10))
-        counts[1:] = [int(rng.integers(1, min(5, 1 + (13 - counts[0]) // 2))) for _ in counts[1:]]
-    return counts
-
-
-def draw_size(rng: Rng, low: float, high: float, longest: float = 2.2) -> tuple[int, int]:
-    """Width and height, whose mean lies between ``low`` and ``high``."""
-    root = float(np.exp(rng.uniform(-1, 1) * np.log(longest) / 2))
-    mean = float(rng.uniform(low, high))
-    return round(mean * root), round(mean / root)
-
-
-def draw_content(rng: Rng, width: int, height: int, hard: bool) -> Scene | Sign:
-    """A scene, a row with a box or a word."""
-    dice = rng.random()
-    space = room(width, height)
-    if dice < 0.7 or space < 3:
-        return make_scene(rng, draw_counts(rng, hard), width, height)
-    return make_row(rng, width, height) if dice < 0.85 else make_word(rng, width, height)
-
-
 def picture_view(rng: Rng, grid: tuple[int, int], hard: bool) -> tuple[Bytes, Painted]:
     """A picture drawn near its final size and brought to it."""
     scale = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.6, 1.8))
     width, height = (round(side * 16 * scale * rng.uniform(0.96, 1.04)) for side in grid[::-1])
     content = draw_content(rng, width, height, hard)
-    drawn = draw_scene(content, 2) if isinstance(content, Scene) else draw_sign(content, 2)
-    frame = shrink(to_tensor(roughen(rng, drawn))[None], grid[0] * 16, grid[1] * 16)
+    picture = roughen(rng, picture_of(content))
+    frame = shrink(to_tensor(picture)[None], grid[0] * 16, grid[1] * 16)
     return patchify(torch.cat([frame, frame])), paint(content.marks(), *grid)
 
 
@@ -150,7 +124,7 @@ class Run:
         """The share of the full learning rate: constant, then falling to nought."""
         warm = min(1.0, (self.done + self.options.batch) / 3000)
         left = 1 - self.done / self.options.pictures
-        return max(0.01, min(warm, left / (1 - self.options.constant)))
+        return float(max(0.01, min(warm, left / (1 - self.options.constant))))
 
     def step(self, batch: Views) -> dict[str, float]:
         # bfloat16 products are a third faster; the last fine steps are taken in float32

@@ -1,6 +1,7 @@
 """Pictures and clips -> patches, exactly as the Qwen3-VL processors do it, but faster.
 
-Called by ``look.py`` and ``data.py``; ``check_packing.py`` compares it with the processors of transformers.
+Called by ``look.py`` and ``data.py``; ``check_packing.py`` compares it with the processors of
+transformers.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 ``make_scene`` and ``make_clip`` draw the contents from a random generator, ``draw_scene`` and
 ``draw_frame`` make pictures of them. Called by ``look.py`` and ``data.py`` (training),
-``evaluate.py`` (fresh scenes for a running server) and ``samples.py``. The words for all this are in
-``talk.py``. Some pairs of kind and colour, and the ring as a layout, never occur in training.
+``evaluate.py`` (fresh scenes for a running server) and ``samples.py``. The words for all this are
+in ``talk.py``. Some pairs of kind and colour, and the ring as a layout, never occur in training.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
 """Signs: a line of large characters, read aloud, or a row of digits of which one is boxed.
 
 ``make_word`` and ``make_row`` draw the contents from a random generator, ``draw_sign`` makes the
-picture. Called by ``data.py``, ``look.py`` and ``evaluate.py``; PIL and numpy only (more fonts where
-matplotlib is installed).
+picture. Called by ``contents.py``, ``data.py`` and ``evaluate.py``; PIL and numpy only (more fonts
+where matplotlib is installed).
 """
 
 from dataclasses import dataclass

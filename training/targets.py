@@ -57,13 +57,15 @@ def overlap(centre: Array, extent: Array, count: int) -> Array:
     edges = np.linspace(0, 1, count + 1)
     low, high = (centre - extent / 2)[:, None], (centre + extent / 2)[:, None]
     shared: Array = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
-    return np.clip(shared, 0, None) * count
+    share: Array = np.clip(shared, 0, None) * count
+    return share
 
 
 def bilinear(centre: Array, count: int) -> Array:
     """(marks, count): each centre shared by the two slices whose middles it lies between."""
     place = np.clip(centre * count - 0.5, 0, count - 1)[:, None]
-    return np.clip(1 - np.abs(np.arange(count) - place), 0, 1)
+    share: Array = np.clip(1 - np.abs(np.arange(count) - place), 0, 1)
+    return share
 
 
 def merged(grid: Array) -> Array:
