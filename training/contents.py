@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from training.scenes import Scene, draw_scene, make_scene
-from training.signs import Sign, draw_sign, make_row, make_word, room
+from training.signs import Sign, draw_sign, make_page, make_row, make_word, room
 
 Rng = np.random.Generator
 
@@ -30,12 +30,13 @@ def draw_size(rng: Rng, low: float, high: float, longest: float = 2.2) -> tuple[
 
 
 def draw_content(rng: Rng, width: int, height: int, hard: bool) -> Scene | Sign:
-    """A scene, a row with a box or a word."""
+    """A scene, a row with a box, a word or a page."""
     dice = rng.random()
-    space = room(width, height)
-    if dice < 0.7 or space < 3:
+    if dice < 0.66 or room(width, height) < 3:
         return make_scene(rng, draw_counts(rng, hard), width, height)
-    return make_row(rng, width, height) if dice < 0.85 else make_word(rng, width, height)
+    if dice < 0.8:
+        return make_row(rng, width, height)
+    return (make_word if dice < 0.87 else make_page)(rng, width, height)
 
 
 def picture_of(content: Scene | Sign, fine: int = 2) -> Image.Image:

@@ -30,6 +30,7 @@ THINGS, COLOURS, OWN, WAYS = len(KINDS), len(COLOUR_NAMES), 10, len(DIRECTION_NA
 PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1)  # kind, colour, offset, splat
 CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS)  # kind, colour, own, way, mass
 DEEP_PARTS = (NOTHING + 1, COLOURS)
+EMPTY = 0.4  # the weight of a place that shows nothing
 WEIGHTS = {
     "patch_kind": 1.0,
     "patch_colour": 0.3,
@@ -198,11 +199,13 @@ class Teacher(nn.Module):
 
 
 def entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """The mean over what is wanted, nought where nothing is."""
+    """The mean over what is wanted, nought where nothing is; empty places count less."""
+    weight = torch.ones(logits.shape[-1])
+    weight[NOTHING:] = EMPTY
     total = F.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, 1), wanted.flatten(), weight, ignore_index=IGNORE, reduction="sum"
     )
-    return total / (wanted != IGNORE).sum().clamp(min=1)
+    return total / weight[wanted[wanted != IGNORE]].sum().clamp(min=1)
 
 
 def counted(tally: dict[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -5,11 +5,18 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    PreTrainedTokenizerBase,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from training.eyes import Sight, normal
 
@@ -92,6 +99,22 @@ def attention_mask(segments: Tensor) -> Tensor:
     return (seen | torch.eye(length, dtype=torch.bool))[:, None]
 
 
+def float_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in float32 under autocast: the CPU's bfloat16 attention is slow backwards."""
+    query, key, value = query.float(), key.float(), value.float()
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register("float_sdpa", float_attention)
+
+
 class Speaker(nn.Module):
     """The model, whose eyes are trained already and stand still while it learns words."""
 
@@ -101,6 +124,7 @@ class Speaker(nn.Module):
         self.sight = Sight(model.model.visual)
         self.stop = int(model.config.get_text_config().eos_token_id)
         model.model.visual.requires_grad_(False)
+        model.model.language_model.config._attn_implementation = "float_sdpa"
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of an answer, whose tokens count together."""
@@ -141,8 +165,8 @@ class Speaker(nn.Module):
         deep = None
         if batch.shown:
             tokens, features = self.look(batch)
-            embeds = embeds.masked_scatter(places[..., None], tokens)
-            deep = [features]
+            embeds = embeds.masked_scatter(places[..., None], tokens.float())
+            deep = [features.float()]
         hidden: Tensor = model.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask(batch.segments),

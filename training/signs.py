@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.drawing import INK, WHITE, Rgb, mix, plain
 from training.scenes import COLOUR_NAMES, Backdrop, jitter, make_backdrop
-from training.targets import DIGITS, IGNORE, LABELS, Mark
+from training.targets import DIGITS, IGNORE, LABELS, LETTERS, Mark
 
 Rng = np.random.Generator
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSansMono-Bold")
@@ -46,13 +46,20 @@ class Sign:
         """What is to be seen, for ``targets.paint``."""
         marks = []
         tall = self.width / self.height
-        for k, character in enumerate(self.text):
-            x, y = self.left + k * self.pitch, self.middle * tall
+        for character, k, x, y in self.places():
             label, own, wide = LABELS.index(character), k, self.size * 0.75
             if k == self.box:
                 label, own, wide = LABELS.index("box"), DIGITS.index(character), self.pitch * 0.95
-            marks.append(Mark(label, IGNORE, x, y, wide, wide * tall, own))
+            marks.append(Mark(label, IGNORE, x, y * tall, wide, wide * tall, own))
         return marks
+
+    def places(self) -> list[tuple[str, int, float, float]]:
+        """Every character with its place in its line and its middle."""
+        return [
+            (character, k, self.left + k * self.pitch, self.middle + row * self.pitch)
+            for row, line in enumerate(self.text.split("\n"))
+            for k, character in enumerate(line)
+        ]
 
 
 @cache
@@ -79,13 +86,14 @@ def room(width: int, height: int) -> int:
 
 def make_sign(rng: Rng, text: str, width: int, height: int, box: int, hidden: bool) -> Sign:
     least = PITCH / (SEEN_AREA * width / height) ** 0.5
-    most = min(0.97 / len(text), 0.8 * height / width)
+    lines = text.split("\n")
+    longest = max(len(line) for line in lines)
+    high = height / width
+    most = min(0.97 / longest, 0.95 * high / len(lines))
     pitch = float(rng.uniform(min(least, most), min(most, 1.7 * least)))
     size = pitch * float(rng.uniform(0.72, 1.0))
-    spare = 1 - pitch * len(text)
-    left = pitch / 2 + spare * float(rng.uniform(0.02, 0.98))
-    high = height / width
-    middle = float(rng.uniform(pitch * 0.55, high - pitch * 0.55))
+    left = pitch / 2 + (1 - pitch * longest) * float(rng.uniform(0.02, 0.98))
+    middle = pitch * 0.52 + (high - pitch * (len(lines) + 0.04)) * float(rng.random())
     backdrop = make_backdrop(rng, sheets=True)
     ink, frame = (jitter(rng, DARK[rng.integers(len(DARK))]) for _ in range(2))
     ink = mix(ink, INK, float(rng.uniform(0.1, 0.9)))
@@ -98,11 +106,20 @@ def make_sign(rng: Rng, text: str, width: int, height: int, box: int, hidden: bo
 def make_word(rng: Rng, width: int, height: int, text: str = "") -> Sign:
     """A line of letters or of digits, drawn unless named."""
     most = min(7, room(width, height))
-    if not text:
-        letters = LABELS[20:46] if rng.random() < 0.65 else LABELS[10:20]
-        length = int(rng.integers(min(2, most), most + 1))
-        text = "".join(str(letter) for letter in rng.choice(letters, length))
+    text = text or draw_line(rng, int(rng.integers(min(2, most), most + 1)))
     return make_sign(rng, text, width, height, -1, False)
+
+
+def draw_line(rng: Rng, length: int) -> str:
+    letters = LETTERS if rng.random() < 0.65 else DIGITS
+    return "".join(letters[k] for k in rng.integers(0, len(letters), length))
+
+
+def make_page(rng: Rng, width: int, height: int) -> Sign:
+    """Several lines, which teach the eyes many characters at a time."""
+    down, across = min(5, room(height, width)), min(7, room(width, height))
+    lines = [draw_line(rng, int(rng.integers(2, across + 1))) for _ in range(down)]
+    return make_sign(rng, "\n".join(lines), width, height, -1, False)
 
 
 def make_row(rng: Rng, width: int, height: int, length: int = 0) -> Sign:
@@ -126,8 +143,8 @@ def draw_sign(sign: Sign, fine: int = 2) -> Image.Image:
     sheet = plain((unit, sign.height * fine), *light)
     draw = ImageDraw.Draw(sheet)
     letter = font(sign.face, max(8, round(sign.size * unit)))
-    for k, character in enumerate(sign.text):
-        x, y = (sign.left + k * sign.pitch) * unit, sign.middle * unit
+    for character, k, across, down in sign.places():
+        x, y = across * unit, down * unit
         if k == sign.box:
             half = sign.pitch * 0.47 * unit
             line = max(2, round(half * 0.12))

@@ -103,7 +103,7 @@ def paint(marks: list[Mark], rows: int, columns: int) -> Painted:
     label = np.array([*(mark.label for mark in marks), NOTHING])
     colour = np.array([*(mark.colour for mark in marks), IGNORE])
     own = np.array([*(mark.own for mark in marks), IGNORE])
-    way = np.array([*(mark.way for mark in marks), 0])
+    way = np.array([*(mark.way for mark in marks), IGNORE])
     span = np.arange(rows * columns)
     offset = np.zeros((rows * columns, 2))
     if marks:
