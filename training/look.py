@@ -89,8 +89,11 @@ class Run:
         self.sight, self.visual = Sight(visual), visual
         self.teacher = Teacher(config.hidden_size, config.out_hidden_size)
         parts = nn.ModuleList([visual.blocks, visual.merger])
+        self.filters = visual.patch_embed.proj.weight
+        self.flat = nn.Parameter(self.filters.detach().flatten(1))  # the same memory, as a matrix
         matrices = [weight for weight in parts.parameters() if weight.ndim == 2]
-        taken = {id(weight) for weight in matrices}
+        taken = {id(weight) for weight in [self.filters, *matrices]}
+        matrices.append(self.flat)
         rest = [
             weight
             for weight in [*visual.parameters(), *self.teacher.parameters()]
@@ -98,9 +101,9 @@ class Run:
         ]
         self.optimizers = [
             torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01, ns_steps=4),
-            torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+            torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
-        self.rates = (0.02, 1e-3)
+        self.rates = (0.02, 2e-3)
 
     def save(self) -> None:
         state = {
@@ -131,12 +134,15 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.share() > 0.5):
             losses = self.teacher(self.sight(normal(batch.pixels), batch.grid), batch)
         loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+        self.filters.grad = None
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.share()
         loss.backward()
         nn.utils.clip_grad_norm_([*self.visual.parameters(), *self.teacher.parameters()], 2.0)
+        assert self.filters.grad is not None
+        self.flat.grad = self.filters.grad.flatten(1)
         for optimizer in self.optimizers:
             optimizer.step()
         self.done += len(batch.pixels)
@@ -192,8 +198,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--pictures", type=int, default=120_000)
-    parser.add_argument("--constant", type=float, default=0.6, help="share before the rate falls")
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--constant", type=float, default=0.55, help="share before the rate falls")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
