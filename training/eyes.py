@@ -27,7 +27,7 @@ from training.scenes import COLOUR_NAMES, DIRECTION_NAMES
 from training.targets import IGNORE, NOTHING, Painted
 
 THINGS, COLOURS, OWN, WAYS = len(KINDS), len(COLOUR_NAMES), 10, len(DIRECTION_NAMES) + 1
-PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1)  # kind, colour, offset, splat
+PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1, THINGS)  # kind, colour, offset, splat, centres
 CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS)  # kind, colour, own, way, mass
 DEEP_PARTS = (NOTHING + 1, COLOURS)
 EMPTY = 0.4  # the weight of a place that shows nothing
@@ -35,10 +35,11 @@ WEIGHTS = {
     "patch_kind": 1.0,
     "patch_colour": 0.3,
     "patch_offset": 0.3,
-    "patch_splat": 1.0,
+    "patch_splat": 0.5,
+    "patch_centres": 0.5,
     "kind": 1.0,
     "colour": 0.4,
-    "own": 1.0,
+    "own": 2.0,
     "way": 0.3,
     "mass": 1.0,
     "sum": 0.1,
@@ -152,7 +153,7 @@ class Teacher(nn.Module):
     def forward(self, seen: Seen, views: Views) -> dict[str, Tensor]:
         """All losses, by the names of ``WEIGHTS``."""
         wanted = views.labels
-        kind, colour, offset, splat = self.patch(seen.read).split(PATCH_PARTS, -1)
+        kind, colour, offset, splat, centres = self.patch(seen.read).split(PATCH_PARTS, -1)
         there = wanted["kind"] < NOTHING
         losses = {
             "patch_kind": entropy(kind, wanted["kind"]),
@@ -160,6 +161,9 @@ class Teacher(nn.Module):
             "patch_offset": F.smooth_l1_loss(offset[there], wanted["offset"][there]),
             "patch_splat": 4
             * F.binary_cross_entropy_with_logits(splat[..., 0], wanted["splat"].clamp(max=1)),
+            "patch_centres": 4
+            * THINGS
+            * F.binary_cross_entropy_with_logits(centres, wanted["centres"].clamp(max=1)),
         }
         kind, colour, own, way, mass = self.cell(seen.tokens).split(CELL_PARTS, -1)
         deep_kind, deep_colour = self.deep(seen.deep).split(DEEP_PARTS, -1)

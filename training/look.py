@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--pictures", type=int, default=120_000)
-    parser.add_argument("--constant", type=float, default=0.55, help="share before the rate falls")
+    parser.add_argument("--constant", type=float, default=0.5, help="share before the rate falls")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

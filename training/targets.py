@@ -44,12 +44,13 @@ class Painted:
     kind: Array  # (patches,)
     colour: Array  # (patches,), IGNORE where nothing is
     offset: Array  # (patches, 2): the way to the thing's centre, in patches
-    splat: Array  # (patches,): the share of things' centres, one for each thing
+    splat: Array  # (patches,): the share of centres of things and characters, one for each
+    centres: Array  # (patches, kinds): the same, by the kind of thing
     cell_kind: Array  # (cells,)
     cell_colour: Array
     cell_own: Array  # (cells,), IGNORE where nothing is
     cell_way: Array
-    mass: Array  # (cells, kinds): the share of the centres of each kind's things
+    mass: Array  # (cells, kinds): the share of centres of each kind's things
 
 
 def overlap(centre: Array, extent: Array, count: int) -> Array:
@@ -108,20 +109,21 @@ def paint(marks: list[Mark], rows: int, columns: int) -> Painted:
     offset = np.zeros((rows * columns, 2))
     if marks:
         offset = np.stack([far_x[patch, span], far_y[patch, span]], 1) * (patch >= 0)[:, None]
-    mass = np.zeros((rows * columns // 4, len(KINDS)), np.float32)
-    for mark, share in zip(marks, centres.sum(2), strict=True):
+    by_kind = np.zeros((rows * columns // 4, 4, len(KINDS)), np.float32)
+    for mark, share in zip(marks, centres, strict=True):
         if mark.label < len(KINDS):
-            mass[:, mark.label] += share
+            by_kind[:, :, mark.label] += share
     return Painted(
         label[patch],
         colour[patch],
         offset.astype(np.float32),
         centres.sum(0).reshape(-1).astype(np.float32),
+        by_kind.reshape(-1, len(KINDS)),
         label[cell],
         colour[cell],
         own[cell],
         way[cell],
-        mass,
+        by_kind.sum(1),
     )
 
 
