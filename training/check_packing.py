@@ -59,20 +59,20 @@ def compare(folder: str, seed: int) -> None:
         packer.turn(ask, [seen] if k == 0 else [], first, False)
         packer.text("\n")
     length = real["input_ids"].shape[1]
-    packed = collate([packer.sample])
+    sight = Sight(model.model.visual)
+    packed = collate([packer.sample], sight)
     assert real["input_ids"][0].tolist() == packer.sample.ids[:length], "ids differ"
     name = "videos" if is_clip else "images"
     pixels = real["pixel_values_videos" if is_clip else "pixel_values"]
-    ours = normal(packed.shown[0][0].flatten(0, 1))
+    ours = normal(torch.from_numpy(seen.patches))
     assert torch.allclose(pixels, ours, atol=1e-6), (name, "pixels differ")
     grids = {f"{name[:-1]}_grid_thw": real[f"{name[:-1]}_grid_thw"]}
     types = real["mm_token_type_ids"]
     places, _ = model.model.get_rope_index(real["input_ids"], types, **grids)
     assert torch.equal(places[:, 0], packed.positions[:, 0, :length]), "positions differ"
-    if not is_clip:
-        quick = Sight(model.model.visual)(normal(packed.shown[0][0]), seen.grid[1:])
-        slow = model.model.visual(ours, grid_thw=torch.tensor([seen.grid]))
-        assert torch.allclose(quick.tokens[0], slow.pooler_output, atol=1e-4), "tokens differ"
+    slow = model.model.visual(ours, grid_thw=torch.tensor([seen.grid]))
+    assert torch.allclose(packed.tokens, slow.pooler_output, atol=1e-4), "tokens differ"
+    assert torch.allclose(packed.deep, slow.deepstack_features[0], atol=1e-4), "features differ"
     print(f"{name} {width}x{height} grid {seen.grid}: equal")
 
 

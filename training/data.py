@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from training.contents import draw_counts, draw_size, odd_picture, picture_of
+from training.eyes import Sight, normal
 from training.model import Batch, token_id
 from training.offtopic import ABOUT
 from training.pixels import Seen, see_clip, see_picture
@@ -243,31 +244,51 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def collate(samples: list[Sample]) -> Batch:
+@torch.no_grad()
+def look(sight: Sight, seen: list[Seen]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and deepstack features of all pictures and clips, in order; one grid at a time."""
+    width = int(sight.visual.config.out_hidden_size)
+    parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for wanted in {one.grid[1:] for one in seen}:
+        members = [k for k, one in enumerate(seen) if one.grid[1:] == wanted]
+        pixels = [torch.from_numpy(seen[k].patches) for k in members]
+        made = sight(normal(torch.cat(pixels).view(-1, wanted[0] * wanted[1], 1536)), wanted)
+        sizes = [seen[k].grid[0] for k in members]
+        both = zip(made.tokens.split(sizes), made.deep.split(sizes), strict=True)
+        parts.update(zip(members, both, strict=True))
+    none = torch.zeros(0, width)
+    ordered = [parts[k] for k in range(len(seen))]
+    tokens = torch.cat([none, *(tokens.flatten(0, 1) for tokens, _ in ordered)])
+    return tokens, torch.cat([none, *(deep.flatten(0, 1) for _, deep in ordered)])
+
+
+def collate(samples: list[Sample], sight: Sight) -> Batch:
     filler = [(0, 0, 0)]
     length = max(len(sample.ids) for sample in samples)
     places = [s.positions + filler * (length - len(s.ids)) for s in samples]
-    shown = [
-        (torch.from_numpy(seen.patches).view(seen.grid[0], -1, 1536), seen.grid[1:])
-        for sample in samples
-        for seen in sample.seen
-    ]
     return Batch(
         pad([s.ids for s in samples], 0),
         pad([s.labels for s in samples], -100),
         pad([s.segments for s in samples], -1),
         torch.tensor(places).permute(2, 0, 1).contiguous(),
-        shown,
+        *look(sight, [seen for sample in samples for seen in sample.seen]),
     )
 
 
 class Pool(Dataset[list[Batch]]):
-    """Item ``k`` is a pool of samples, cut into batches of about equal length."""
+    """Item ``k`` is a pool of samples, cut into batches of about equal length. Its workers look at
+    the pictures too, with eyes that stand still."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, last: int, batch: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sight: Sight,
+        seed: int,
+        first: int,
+        last: int,
+        batch: int,
     ) -> None:
-        self.tokenizer, self.seed, self.batch = tokenizer, seed, batch
+        self.tokenizer, self.sight, self.seed, self.batch = tokenizer, sight, seed, batch
         self.first, self.size = first, 8 * batch
         self.count = (last - first) // self.size
 
@@ -284,4 +305,4 @@ class Pool(Dataset[list[Batch]]):
         samples.sort(key=lambda sample: len(sample.ids))
         cuts = [samples[k : k + self.batch] for k in range(0, self.size, self.batch)]
         order = np.random.default_rng([self.seed, start, 1]).permutation(len(cuts))
-        return [collate(cuts[k]) for k in order]
+        return [collate(cuts[k], self.sight) for k in order]

@@ -1,6 +1,6 @@
 """The demo's architecture, and the forward pass with which it learns to speak.
 
-``new_model`` makes the Qwen3-VL model; ``Speaker`` runs eyes and language over packed rows. Used by
+``new_model`` makes the Qwen3-VL model; ``Speaker`` runs its language over packed rows. Used by
 ``look.py``, ``train.py`` and ``export.py``.
 """
 
@@ -17,8 +17,6 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-from training.eyes import Sight, normal
 
 CONTEXT = 8192
 
@@ -87,7 +85,8 @@ class Batch:
     labels: Tensor  # (rows, length), -100 where no loss
     segments: Tensor  # (rows, length): 0 shared, k for branch k, -1 for padding
     positions: Tensor  # (3, rows, length)
-    shown: list[tuple[Tensor, tuple[int, int]]]  # bytes (frames, patches, 1536) and grid, in order
+    tokens: Tensor  # (visual places, width): what the eyes make of all pictures, in row order
+    deep: Tensor  # the same of the deepstack level
 
 
 def attention_mask(segments: Tensor) -> Tensor:
@@ -116,14 +115,12 @@ AttentionInterface.register("float_sdpa", float_attention)
 
 
 class Speaker(nn.Module):
-    """The model, whose eyes are trained already and stand still while it learns words."""
+    """The model while it learns words; its eyes stand still, and ``data.py`` looks with them."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
-        self.sight = Sight(model.model.visual)
         self.stop = int(model.config.get_text_config().eos_token_id)
-        model.model.visual.requires_grad_(False)
         model.model.language_model.config._attn_implementation = "float_sdpa"
 
     def forward(self, batch: Batch) -> Tensor:
@@ -141,38 +138,18 @@ class Speaker(nn.Module):
         best: Tensor = self.model.lm_head(self.listen(batch)).argmax(-1)
         return best
 
-    @torch.no_grad()
-    def look(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Tokens and deepstack features of all pictures, in order; those of one grid together."""
-        parts: dict[int, tuple[Tensor, Tensor]] = {}
-        for wanted in {grid for _, grid in batch.shown}:
-            members = [k for k, (_, grid) in enumerate(batch.shown) if grid == wanted]
-            pixels = [batch.shown[k][0] for k in members]
-            seen = self.sight(normal(torch.cat(pixels)), wanted)
-            sizes = [len(one) for one in pixels]
-            both = zip(seen.tokens.split(sizes), seen.deep.split(sizes), strict=True)
-            parts.update(zip(members, both, strict=True))
-        tokens, deep = zip(*(parts[k] for k in range(len(parts))), strict=True)
-        return torch.cat([t.flatten(0, 1) for t in tokens]), torch.cat(
-            [d.flatten(0, 1) for d in deep]
-        )
-
     def listen(self, batch: Batch) -> Tensor:
         """The last hidden states."""
         model, config = self.model.model, self.model.config
         embeds = model.get_input_embeddings()(batch.ids)
         places = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
-        deep = None
-        if batch.shown:
-            tokens, features = self.look(batch)
-            embeds = embeds.masked_scatter(places[..., None], tokens.float())
-            deep = [features.float()]
+        embeds = embeds.masked_scatter(places[..., None], batch.tokens)
         hidden: Tensor = model.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask(batch.segments),
             position_ids=batch.positions,
             visual_pos_masks=places,
-            deepstack_visual_embeds=deep,
+            deepstack_visual_embeds=[batch.deep],
             use_cache=False,
         ).last_hidden_state
         return hidden

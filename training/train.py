@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from training.data import Pool, Sample, collate, make_sample
+from training.eyes import Sight
 from training.model import Batch, Speaker, new_model
 
 VALIDATION_SEED = 999
@@ -37,6 +38,7 @@ class Run:
         torch.manual_seed(options.seed)
         model = new_model(self.tokenizer)
         self.speaker = Speaker(model)
+        self.sight = Sight(model.model.visual)
         self.language = model.model.language_model
         matrices = [weight for weight in self.language.layers.parameters() if weight.ndim == 2]
         taken = {id(weight) for weight in matrices}
@@ -50,7 +52,7 @@ class Run:
     def open_eyes(self) -> None:
         """The eyes as ``look.py`` left them last."""
         saved = torch.load(self.folder / "eyes.pt", weights_only=False)
-        self.speaker.model.model.visual.load_state_dict(saved["visual"])
+        self.sight.visual.load_state_dict(saved["visual"])
 
     def save(self) -> None:
         state = {
@@ -130,7 +132,7 @@ def validate(run: Run, samples: list[Sample]) -> dict[str, float]:
     asked: Counter[str] = Counter()
     for start in range(0, len(samples), 8):
         rows = samples[start : start + 8]
-        best = run.speaker.best_tokens(collate(rows))
+        best = run.speaker.best_tokens(collate(rows, run.sight))
         for row, sample in enumerate(rows):
             for name, (low, high) in zip(tags(sample), sample.spans, strict=True):
                 asked[name] += 1
@@ -141,7 +143,7 @@ def validate(run: Run, samples: list[Sample]) -> dict[str, float]:
 
 def train(run: Run, options: argparse.Namespace) -> None:
     """Pools in order, a log line a minute, validation and a checkpoint every five."""
-    pool = Pool(run.tokenizer, options.seed, run.done, options.samples, options.batch)
+    pool = Pool(run.tokenizer, run.sight, options.seed, run.done, options.samples, options.batch)
     loader = DataLoader(pool, batch_size=None, num_workers=options.workers, prefetch_factor=4)
     held = [
         make_sample(run.tokenizer, VALIDATION_SEED, 1_000_000 + k, True)
