@@ -14,7 +14,11 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3VLForConditionalGeneration,
+)
 
 from training.data import Pool, Sample, collate, make_sample
 from training.eyes import Sight
@@ -53,6 +57,19 @@ class Run:
         """The eyes as ``look.py`` left them last."""
         saved = torch.load(self.folder / "eyes.pt", weights_only=False)
         self.sight.visual.load_state_dict(saved["visual"])
+
+    @torch.no_grad()
+    def inherit(self, folder: Path) -> None:
+        """Begins with the language of an earlier checkpoint; tokens find each other by name."""
+        earlier = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        language = earlier.model.language_model
+        known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+        names = self.tokenizer.get_vocab()
+        shared = [(names[name], known[name]) for name in names if name in known]
+        rows, old_rows = (list(numbers) for numbers in zip(*shared, strict=True))
+        self.language.embed_tokens.weight[rows] = language.embed_tokens.weight[old_rows]
+        self.language.layers.load_state_dict(language.layers.state_dict())
+        self.language.norm.load_state_dict(language.norm.state_dict())
 
     def save(self) -> None:
         state = {
@@ -178,11 +195,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--held", type=int, default=200, help="validation samples")
     parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--words", type=Path, help="a checkpoint whose language to begin with")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = Run(options.run, options)
     run.open_eyes()
+    if options.words:
+        run.inherit(options.words)
     if options.resume and (options.run / "last.pt").exists():
         run.resume()
     train(run, options)
