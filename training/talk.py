@@ -12,6 +12,8 @@ import numpy as np
 
 from training.offtopic import ABOUT, SMALL_TALK
 from training.phrases import (
+    BOX_EN,
+    BOX_ZH,
     COLOUR_EN,
     COLOUR_ZH,
     COUNT_EN,
@@ -24,6 +26,8 @@ from training.phrases import (
     LEVELS_ZH,
     PRESENT_EN,
     PRESENT_ZH,
+    READ_EN,
+    READ_ZH,
     SIDES_EN,
     SIDES_ZH,
     WHERE_EN,
@@ -224,6 +228,16 @@ def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
     return [(asked, yes[lang == "zh"] + fact)]
 
 
+def without(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
+    """Questions about a box or a text that is not there."""
+    if rng.random() < 0.5:
+        question = choose(rng, lang, BOX_EN, BOX_ZH)
+        return [(question, "There is no box in the picture." if lang == "en" else "图中没有方框。")]
+    word = ("text", "文字")[lang == "zh"]
+    question = choose(rng, lang, READ_EN, READ_ZH).format(w=word)
+    return [(question, "There is no text in the picture." if lang == "en" else "图中没有文字。")]
+
+
 def off_topic(rng: Rng, lang: str) -> Turn:
     """Anything else: the model says what it is."""
     return SMALL_TALK[lang](rng), ABOUT[lang]
@@ -237,6 +251,7 @@ SCENE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]
     "present": (present, 0.07),
     "where": (where, 0.1),
     "beside": (beside, 0.1),
-    "agree": (agree, 0.07),
+    "agree": (agree, 0.05),
+    "without": (without, 0.02),
 }
 assert set(COLOURS_ZH) == set(COLOUR_NAMES) and set(NOUNS_ZH) == set(KIND_NAMES)

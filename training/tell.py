@@ -13,6 +13,8 @@ from training.phrases import (
     BOX_ZH,
     CLIP_EN,
     CLIP_ZH,
+    COUNT_EN,
+    COUNT_ZH,
     FIRST_EN,
     FIRST_ZH,
     IN_EN,
@@ -30,7 +32,7 @@ from training.phrases import (
     WAY_EN,
     WAY_ZH,
 )
-from training.scenes import Clip, Scene
+from training.scenes import KIND_NAMES, Clip, Scene
 from training.signs import Sign
 from training.talk import Turn, choose, count_answer, pick
 from training.words import COLOURS_ZH, DIRECTIONS_EN, DIRECTIONS_ZH, NOUNS_ZH, article, noun
@@ -54,6 +56,15 @@ def box(sign: Sign, rng: Rng, lang: str) -> list[Turn]:
     digit = sign.text[sign.box]
     question = choose(rng, lang, BOX_EN, BOX_ZH)
     return [(question, f"The digit is {digit}." if lang == "en" else f"方框处应该是数字{digit}。")]
+
+
+def nothing(_: Sign, rng: Rng, lang: str) -> list[Turn]:
+    """How many of something, where only characters are to be seen."""
+    kind = str(rng.choice(KIND_NAMES))
+    measure, name = NOUNS_ZH[kind]
+    question = choose(rng, lang, COUNT_EN, COUNT_ZH)
+    question = question.format(s=noun(kind, 2, "en"), m=measure, n=name)
+    return [(question, count_answer(kind, 0, lang))]
 
 
 def read(sign: Sign, rng: Rng, lang: str) -> list[Turn]:
@@ -167,9 +178,13 @@ def which(pair: Pair, rng: Rng, lang: str) -> list[Turn]:
     return turns
 
 
-ROW_ABILITIES: dict[str, tuple[Callable[[Sign, Rng, str], list[Turn]], float]] = {"box": (box, 1.0)}
+ROW_ABILITIES: dict[str, tuple[Callable[[Sign, Rng, str], list[Turn]], float]] = {
+    "box": (box, 0.9),
+    "nothing": (nothing, 0.1),
+}
 WORD_ABILITIES: dict[str, tuple[Callable[[Sign, Rng, str], list[Turn]], float]] = {
-    "read": (read, 1.0)
+    "read": (read, 0.9),
+    "nothing": (nothing, 0.1),
 }
 CLIP_ABILITIES: dict[str, tuple[Callable[[Clip, Rng, str], list[Turn]], float]] = {
     "clip_describe": (clip_describe, 0.4),
