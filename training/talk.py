@@ -204,7 +204,10 @@ def beside(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
 
 def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
     """Is it this many, is it this colour? Yes or no, and how it is."""
-    kind, shade, number = scene.groups()[rng.integers(len(scene.groups()))]
+    groups = scene.groups()
+    if not groups:
+        return []
+    kind, shade, number = groups[rng.integers(len(groups))]
     measure, name = NOUNS_ZH[kind]
     right = rng.random() < 0.5
     if rng.random() < 0.5:
