@@ -27,10 +27,10 @@ from training.tokenizer import SYSTEMS
 Rng = np.random.Generator
 Subject = Scene | Sign | Clip | Pair | None
 SHARES = {
-    "scene": 0.54,
+    "scene": 0.45,
     "row": 0.09,
     "word": 0.11,
-    "clip": 0.14,
+    "clip": 0.23,
     "pair": 0.06,
     "odd": 0.02,
     "text": 0.04,

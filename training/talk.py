@@ -247,13 +247,13 @@ def off_topic(rng: Rng, lang: str) -> Turn:
 
 
 SCENE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]] = {
-    "count": (count, 0.34),
+    "count": (count, 0.26),
     "colour": (colour, 0.13),
     "describe": (describe, 0.16),
     "kinds": (kinds, 0.03),
     "present": (present, 0.07),
-    "where": (where, 0.1),
-    "beside": (beside, 0.1),
+    "where": (where, 0.14),
+    "beside": (beside, 0.14),
     "agree": (agree, 0.05),
     "without": (without, 0.02),
 }
