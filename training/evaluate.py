@@ -219,9 +219,10 @@ def cases(seed: int, count: int, only: Container[str] = CASES) -> Iterator[Case]
             yield make(rng, ability, LANGS[k % 2])
 
 
-def judge(answer: Answer, seed: int, count: int, threads: int, show: bool) -> dict[str, float]:
+def judge(answer: Answer, options: argparse.Namespace, threads: int) -> dict[str, float]:
     """Asks everything, prints a line per ability and language, returns the accuracies."""
-    todo = list(cases(seed, count))
+    only = options.only.split(",") if options.only else CASES
+    todo = list(cases(options.seed, options.n, only))
     with ThreadPoolExecutor(threads) as pool:
         answers = list(pool.map(answer, todo))
     score: dict[str, list[bool]] = {}
@@ -229,7 +230,7 @@ def judge(answer: Answer, seed: int, count: int, threads: int, show: bool) -> di
         good = case.right(text)
         score.setdefault(f"{case.ability}/{case.lang}", []).append(good)
         score.setdefault(case.ability, []).append(good)
-        if show and not good and not case.ability.startswith("grey_"):
+        if options.show and not good and not case.ability.startswith("grey_"):
             print(f"wrong {case.ability}/{case.lang}: {case.question!r} -> {text!r}")
     for name, hits in sorted(score.items()):
         if "/" in name:
@@ -291,6 +292,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or 1))
     parser.add_argument("--n", type=int, default=int(os.environ.get("N") or 40))
     parser.add_argument("--threads", type=int, default=4, help="requests at a time")
+    parser.add_argument("--only", default="", help="abilities, with commas between (all)")
     parser.add_argument("--show", action="store_true", help="print the wrong answers")
     return parser
 
@@ -301,7 +303,7 @@ def main() -> None:
     parser.add_argument("--api-key", default=os.environ.get("API_KEY") or "")
     options = parser.parse_args()
     answer = server(options.url, options.api_key)
-    print(json.dumps(judge(answer, options.seed, options.n, options.threads, options.show)))
+    print(json.dumps(judge(answer, options, options.threads)))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from training.targets import IGNORE, NOTHING, Painted
 
 THINGS, COLOURS, OWN, WAYS = len(KINDS), len(COLOUR_NAMES), 10, len(DIRECTION_NAMES) + 1
 PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1, THINGS)  # kind, colour, offset, splat, centres
-CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS)  # kind, colour, own, way, mass
+CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS, 2)  # …, own, way, mass, place
 DEEP_PARTS = (NOTHING + 1, COLOURS)
+NEAR = 0.06  # how far a place may be off
 EMPTY = 0.4  # the weight of a place that shows nothing
 WEIGHTS = {
     "patch_kind": 1.0,
@@ -40,7 +41,8 @@ WEIGHTS = {
     "kind": 1.0,
     "colour": 0.4,
     "own": 2.0,
-    "way": 0.3,
+    "way": 0.5,
+    "place": 1.0,
     "mass": 1.0,
     "sum": 0.1,
     "deep": 0.3,
@@ -165,13 +167,15 @@ class Teacher(nn.Module):
             * THINGS
             * F.binary_cross_entropy_with_logits(centres, wanted["centres"].clamp(max=1)),
         }
-        kind, colour, own, way, mass = self.cell(seen.tokens).split(CELL_PARTS, -1)
+        kind, colour, own, way, mass, place = self.cell(seen.tokens).split(CELL_PARTS, -1)
         deep_kind, deep_colour = self.deep(seen.deep).split(DEEP_PARTS, -1)
         kinds, colours = wanted["cell_kind"], wanted["cell_colour"]
+        shown = kinds < NOTHING
         losses |= {
             "kind": entropy(kind, kinds),
             "colour": entropy(colour, colours),
             "own": entropy(own, wanted["cell_own"]),
+            "place": F.smooth_l1_loss(place[shown], wanted["cell_place"][shown], beta=0.05) * 4,
             "mass": (mass - wanted["mass"]).square().sum(-1).mean() * 2,
             "sum": F.smooth_l1_loss(mass.sum(1), wanted["mass"].sum(1), beta=0.5) * THINGS,
             "deep": entropy(deep_kind, kinds) + entropy(deep_colour, colours) * 0.4,
@@ -183,10 +187,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def hits(self, seen: Seen, views: Views) -> dict[str, tuple[int, int]]:
         """(right, asked) by name: kinds and colours by cell, the rest by thing or character."""
-        kind, colour, own, way, _ = self.cell(seen.tokens).split(CELL_PARTS, -1)
+        kind, colour, own, way, _, place = self.cell(seen.tokens).split(CELL_PARTS, -1)
         wanted = views.labels
         there = wanted["cell_kind"] < NOTHING
         tally = {"kind": (kind.argmax(-1) == wanted["cell_kind"])[there]}
+        near = (place - wanted["cell_place"]).abs().amax(-1) < NEAR
+        tally["place"] = near[there]
         shaded = wanted["cell_colour"] != IGNORE
         tally["colour"] = (colour.argmax(-1) == wanted["cell_colour"])[shaded]
         if views.clips:

@@ -64,7 +64,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.cores)
     answer = checkpoint(options.folder)
-    print(json.dumps(judge(answer, options.seed, options.n, 1, options.show)))
+    print(json.dumps(judge(answer, options, 1)))
 
 
 if __name__ == "__main__":

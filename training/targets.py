@@ -50,6 +50,7 @@ class Painted:
     cell_colour: Array
     cell_own: Array  # (cells,), IGNORE where nothing is
     cell_way: Array
+    cell_place: Array  # (cells, 2): the middle of what it shows, as shares of the picture
     mass: Array  # (cells, kinds): the share of centres of each kind's things
 
 
@@ -123,6 +124,7 @@ def paint(marks: list[Mark], rows: int, columns: int) -> Painted:
         colour[cell],
         own[cell],
         way[cell],
+        np.stack([np.append(x, 0)[cell], np.append(y, 0)[cell]], 1).astype(np.float32),
         by_kind.sum(1),
     )
 
