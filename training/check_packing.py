@@ -1,4 +1,5 @@
-"""Compares our packing with the processor of transformers: ids, pixels, grids and positions.
+"""Compares our packing with the processor of transformers: ids, pixels, grids and positions; and
+the batched eyes of ``eyes.py`` with the model's own.
 
 ``python -m training.check_packing FOLDER`` needs an exported checkpoint; ends with an error where
 anything differs.
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from training.data import Ask, Packer, collate
+from training.eyes import Sight, normal
 from training.pixels import frame_indices, see_clip, see_picture
 from training.scenes import draw_frame, draw_scene, make_clip, make_scene
 
@@ -48,26 +50,29 @@ def compare(folder: str, seed: int) -> None:
     else:
         scene = make_scene(rng, [2, 1], width, height)
         picture = draw_scene(scene)
-        seen = see_picture(scene, picture)
+        seen = see_picture(picture)
         options |= {"images": [picture]}
     chat = messages("video" if is_clip else "image", first)
     text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     real = processor(text=[text], **options)
     for k, ask in enumerate(ASKS):
-        packer.turn(ask, seen if k == 0 else None, first, False)
+        packer.turn(ask, [seen] if k == 0 else [], first, False)
         packer.text("\n")
     length = real["input_ids"].shape[1]
-    packer.sample.seen = seen
-    packed = collate([packer.sample])
+    sight = Sight(model.model.visual)
+    packed = collate([packer.sample], sight)
     assert real["input_ids"][0].tolist() == packer.sample.ids[:length], "ids differ"
     name = "videos" if is_clip else "images"
     pixels = real["pixel_values_videos" if is_clip else "pixel_values"]
-    ours = (packed.pixels.float() - 127.5) / 127.5
+    ours = normal(torch.from_numpy(seen.patches))
     assert torch.allclose(pixels, ours, atol=1e-6), (name, "pixels differ")
     grids = {f"{name[:-1]}_grid_thw": real[f"{name[:-1]}_grid_thw"]}
     types = real["mm_token_type_ids"]
     places, _ = model.model.get_rope_index(real["input_ids"], types, **grids)
     assert torch.equal(places[:, 0], packed.positions[:, 0, :length]), "positions differ"
+    slow = model.model.visual(ours, grid_thw=torch.tensor([seen.grid]))
+    assert torch.allclose(packed.tokens, slow.pooler_output, atol=1e-4), "tokens differ"
+    assert torch.allclose(packed.deep, slow.deepstack_features[0], atol=1e-4), "features differ"
     print(f"{name} {width}x{height} grid {seen.grid}: equal")
 
 

@@ -13,42 +13,28 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from training.contents import draw_counts, draw_size, odd_picture, picture_of
+from training.eyes import Sight, normal
 from training.model import Batch, token_id
 from training.offtopic import ABOUT
 from training.pixels import Seen, see_clip, see_picture
-from training.scenes import (
-    COLOUR_NAMES,
-    DIRECTION_NAMES,
-    KIND_NAMES,
-    Clip,
-    Scene,
-    draw_scene,
-    make_clip,
-    make_scene,
-    roughen,
-)
-from training.talk import CLIP_ABILITIES, LANGS, PICTURE_ABILITIES, off_topic
+from training.scenes import Clip, Scene, make_clip, make_scene, roughen
+from training.signs import Sign, make_row, make_word, sign_size
+from training.talk import LANGS, SCENE_ABILITIES, off_topic
+from training.tell import CLIP_ABILITIES, PAIR_ABILITIES, ROW_ABILITIES, WORD_ABILITIES, Pair
 from training.tokenizer import SYSTEMS
 
 Rng = np.random.Generator
-CLIP_SHARE, TEXT_SHARE = 0.2, 0.04
-# Stages of training, by the index of the sample at which each ends. "look": pictures without words,
-# for the vision tower alone; "talk": conversations; the others: conversations and a share
-# of pictures without words of which only the counts are read, a cheap way to see more of them.
-STAGES = (
-    (20_000, "look"),
-    (33_000, "talk"),
-    (37_312, "mixed"),
-    (55_500, "look"),
-    (71_000, "count"),
-    (10**9, "speak"),
-)
-QUIET_SHARES = {"talk": 0.0, "mixed": 0.7, "count": 0.9, "speak": 0.0}
-EASY = 32_000  # so many samples show at most four of a kind
-
-
-def stage(index: int) -> str:
-    return next(name for end, name in STAGES if index < end)
+Subject = Scene | Sign | Clip | Pair | None
+SHARES = {
+    "scene": 0.45,
+    "row": 0.09,
+    "word": 0.11,
+    "clip": 0.23,
+    "pair": 0.06,
+    "odd": 0.02,
+    "text": 0.04,
+}
 
 
 @dataclass
@@ -69,9 +55,8 @@ class Sample:
     labels: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     positions: list[tuple[int, int, int]] = field(default_factory=list)
-    seen: Seen | None = None
-    subject: Scene | Clip | None = None
-    end: int = -1
+    seen: list[Seen] = field(default_factory=list)
+    subject: Subject = None
     asks: list[Ask] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
 
@@ -108,9 +93,10 @@ class Packer:
         ]
         self.position = start + max(rows, columns)
         self.text("<|vision_end|>")
-        sample.end = len(sample.ids) - 1
 
     def media(self, seen: Seen) -> None:
+        """One picture or clip."""
+        self.sample.seen.append(seen)
         if not seen.times:
             return self.block("<|image_pad|>", seen.grid)
         self.text("<|vision_start|>")  # the processor puts its blocks inside the template's pair
@@ -118,73 +104,50 @@ class Packer:
             self.text(f"<{time:.1f} seconds>")
             self.block("<|video_pad|>", seen.grid)
         self.text("<|vision_end|>")
-        self.sample.end = len(self.sample.ids) - 1
 
-    def turn(self, ask: Ask, seen: Seen | None, first: bool, opened: bool) -> None:
-        """A user turn and its answer; the picture stands before or after the question."""
+    def turn(self, ask: Ask, seen: list[Seen], first: bool, opened: bool) -> None:
+        """A user turn and its answer; the pictures stand before or after the question."""
         if not opened:
             self.text("<|im_start|>user\n")
-        if seen and first:
-            self.media(seen)
+        for one in seen if first else []:
+            self.media(one)
         self.text(ask.question)
-        if seen and not first:
-            self.media(seen)
+        for one in [] if first else seen:
+            self.media(one)
         self.text("<|im_end|>\n<|im_start|>assistant\n")
         start = len(self.sample.ids)
         self.text(ask.answer + "<|im_end|>", learn=True)
         self.sample.asks.append(ask)
         self.sample.spans.append((start, len(self.sample.ids)))
 
-    def star(self, asks: list[Ask], seen: Seen) -> None:
-        """Branches that share the picture and do not see each other."""
+    def star(self, asks: list[Ask], seen: list[Seen]) -> None:
+        """Branches that share the pictures and do not see each other."""
         self.text("<|im_start|>user\n")
-        self.media(seen)
+        for one in seen:
+            self.media(one)
         stem = self.position
         for k, ask in enumerate(asks):
             self.segment, self.position = k + 1, stem
-            self.turn(ask, None, True, True)
+            self.turn(ask, [], True, True)
 
-    def talk(self, rng: Rng, asks: list[Ask], seen: Seen | None) -> None:
+    def talk(self, rng: Rng, asks: list[Ask], seen: list[Seen]) -> None:
         """A plain conversation."""
         first = bool(rng.random() < 0.6)
         for k, ask in enumerate(asks):
-            self.turn(ask, seen if k == 0 else None, first, False)
+            self.turn(ask, seen if k == 0 else [], first, False)
             self.text("\n")
 
 
-def draw_counts(rng: Rng, index: int) -> list[int]:
-    """How many of each kind; small numbers first."""
-    if rng.random() < 0.02:
-        return []
-    groups = int(rng.choice([1, 2, 3], p=[0.4, 0.38, 0.22]))
-    counts = [int(rng.integers(1, 5)) for _ in range(groups)]
-    if index >= EASY and rng.random() < 0.3:
-        counts[0] = int(rng.integers(4, 10))
-        counts[1:] = [int(rng.integers(1, 4)) for _ in counts[1:]]
-    return counts
-
-
-def draw_size(rng: Rng, low: int, high: int) -> tuple[int, int]:
-    return int(rng.integers(low, high)), int(rng.integers(low, high))
-
-
-def picture_asks(rng: Rng, scene: Scene, index: int, turns: int) -> list[Ask]:
-    names = list(PICTURE_ABILITIES)
-    shares = [share for _, share in PICTURE_ABILITIES.values()]
-    return subject_asks(rng, PICTURE_ABILITIES, names, shares, scene, turns)
-
-
-def subject_asks(
-    rng: Rng, abilities: Any, names: list[str], shares: list[float], subject: Any, turns: int
-) -> list[Ask]:
-    """``turns`` questions, mostly in one language, some of them off topic."""
+def subject_asks(rng: Rng, abilities: Any, subject: Any, turns: int) -> list[Ask]:
+    """At most ``turns`` questions, mostly in one language, some of them off topic."""
     asks: list[Ask] = []
+    names, shares = list(abilities), [share for _, share in abilities.values()]
     lang = str(rng.choice(LANGS))
     used: set[str] = set()
-    while len(asks) < turns:
-        if rng.random() < 0.2:
+    for _ in range(3 * turns):
+        if rng.random() < 0.3:
             lang = str(rng.choice(LANGS))
-        if rng.random() < 0.07:
+        if rng.random() < 0.06:
             asks.append(Ask("about", lang, *off_topic(rng, lang)))
             continue
         name = str(rng.choice(names, p=shares))
@@ -192,64 +155,87 @@ def subject_asks(
             if question + answer not in used:
                 asks.append(Ask(name, lang, question, answer))
                 used.add(question + answer)
+        if len(asks) >= turns:
+            break
     return asks[:turns]
 
 
-def text_asks(rng: Rng) -> list[Ask]:
-    """Questions without any picture, some of which ask about one."""
+def blind_asks(rng: Rng, odd: bool) -> list[Ask]:
+    """Questions without any picture or about an odd one, some as if there were a scene."""
     asks = []
-    scene = make_scene(rng, [1], 64, 64)
-    for _ in range(int(rng.integers(1, 4))):
+    scene = make_scene(rng, [1, 2], 64, 64)
+    for _ in range(int(rng.integers(2, 5))):
         lang = str(rng.choice(LANGS))
-        question, answer = off_topic(rng, lang)
-        if rng.random() < 0.25:
-            name = str(rng.choice(list(PICTURE_ABILITIES)))
-            question = (PICTURE_ABILITIES[name][0](scene, rng, lang) or [(question, "")])[0][0]
-        asks.append(Ask("about", lang, question, answer))
+        question, _ = off_topic(rng, lang)
+        if rng.random() < (0.7 if odd else 0.25):
+            name = str(rng.choice(list(SCENE_ABILITIES)))
+            question = (SCENE_ABILITIES[name][0](scene, rng, lang) or [(question, "")])[0][0]
+        asks.append(Ask("about", lang, question, ABOUT[lang]))
     return asks
 
 
-def draw_picture(rng: Rng, index: int) -> tuple[Scene, Seen]:
-    dice = rng.random()
-    span = (128, 208) if dice < 0.8 else (144, 258) if dice < 0.95 else (240, 400)
-    counts = draw_counts(rng, index)
-    scene = make_scene(rng, counts, *draw_size(rng, *span))
-    picture = roughen(rng, draw_scene(scene, fine=3 if span[1] < 260 else 2))
-    return scene, see_picture(scene, picture)
+def picture_size(rng: Rng) -> tuple[int, int]:
+    """Mostly near what the model sees, sometimes anything."""
+    return draw_size(rng, *((64, 448) if rng.random() < 0.15 else (120, 260)))
+
+
+def scene_and_picture(rng: Rng) -> tuple[Scene, Seen]:
+    size = picture_size(rng)
+    counts = draw_counts(rng, True) if rng.random() > 0.015 else []
+    scene = make_scene(rng, counts, *size)
+    return scene, see_picture(roughen(rng, picture_of(scene)))
+
+
+def draw_sign_of(rng: Rng, kind: str) -> tuple[Sign, Seen]:
+    length = int(rng.integers(3, 7) if kind == "row" else rng.integers(2, 8))
+    size = sign_size(rng, length)
+    sign = make_row(rng, *size, length) if kind == "row" else make_word(rng, *size)
+    return sign, see_picture(roughen(rng, picture_of(sign)))
+
+
+def draw_subject(rng: Rng, kind: str) -> tuple[Subject, list[Seen], list[Ask]]:
+    """What a conversation is about, as the model sees it, and what is said of it."""
+    if kind == "scene":
+        scene, seen = scene_and_picture(rng)
+        return scene, [seen], subject_asks(rng, SCENE_ABILITIES, scene, 6)
+    if kind == "clip":
+        size = draw_size(rng, 90, 240, 1.8)
+        clip = make_clip(rng, *size, int(rng.integers(0, 3)), int(rng.integers(1, 3)))
+        return clip, [see_clip(clip)], subject_asks(rng, CLIP_ABILITIES, clip, 4)
+    if kind == "pair":
+        scenes, seen_both = zip(*(scene_and_picture(rng) for _ in range(2)), strict=True)
+        if not all(scene.things for scene in scenes):
+            return draw_subject(rng, kind)
+        if rng.random() < 0.6:  # often the same kinds in both
+            names = tuple(kind for kind, _, _ in scenes[0].groups())
+            counts = draw_counts(rng, True)[: len(names)]
+            other = make_scene(rng, counts, *picture_size(rng), names[: len(counts)])
+            seen_both = (seen_both[0], see_picture(roughen(rng, picture_of(other))))
+            scenes = (scenes[0], other)
+        pair = Pair((scenes[0], scenes[1]))
+        return pair, list(seen_both), subject_asks(rng, PAIR_ABILITIES, pair, 4)
+    if kind == "odd":
+        return None, [see_picture(odd_picture(rng, *picture_size(rng)))], blind_asks(rng, True)
+    if kind == "text":
+        return None, [], blind_asks(rng, False)
+    sign, seen = draw_sign_of(rng, kind)
+    abilities: Any = ROW_ABILITIES if kind == "row" else WORD_ABILITIES
+    return sign, [seen], subject_asks(rng, abilities, sign, 3)
 
 
 def make_sample(tokenizer: PreTrainedTokenizerBase, seed: int, index: int, plain: bool) -> Sample:
-    """Sample ``index``; ``plain`` asks for single-turn pictures and clips (for validation)."""
+    """Sample ``index``; ``plain`` asks for a star of questions (for validation)."""
+    torch.set_num_threads(1)
     rng = np.random.default_rng([seed, index])
     packer = Packer(tokenizer)
-    dice = rng.random()
-    if stage(index) == "look":
-        clip = make_clip(rng, *draw_size(rng, 96, 176), int(rng.integers(0, 3)))
-        packer.sample.seen = see_clip(clip) if dice < 0.1 else draw_picture(rng, index)[1]
-        packer.media(packer.sample.seen)
-        return packer.sample
+    kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     if rng.random() < 0.5 and not plain:
         packer.text(f"<|im_start|>system\n{rng.choice(SYSTEMS)}<|im_end|>\n")
-    if dice < TEXT_SHARE and not plain:
-        packer.talk(rng, text_asks(rng), None)
-        return packer.sample
-    subject: Scene | Clip
-    if dice < TEXT_SHARE + CLIP_SHARE:
-        subject = make_clip(rng, *draw_size(rng, 96, 176), int(rng.integers(0, 3)))
-        seen = see_clip(subject)
-        names, shares = list(CLIP_ABILITIES), [share for _, share in CLIP_ABILITIES.values()]
-        asks = subject_asks(rng, CLIP_ABILITIES, names, shares, subject, 4)
-    else:
-        subject, seen = draw_picture(rng, index)
-        asks = picture_asks(rng, subject, index, 6)
-    packer.sample.seen, packer.sample.subject = seen, subject
-    if rng.random() < QUIET_SHARES[stage(index)]:
-        packer.text("<|im_start|>user\n")
-        packer.media(seen)
-    elif plain or rng.random() < 0.65:
-        packer.star(asks, seen)
-    else:
+    packer.sample.subject, seen, asks = draw_subject(rng, kind)
+    if kind == "text" or (not plain and rng.random() < 0.35):
         packer.talk(rng, asks[: int(rng.integers(1, 5))], seen)
+    else:
+        packer.star(asks, seen)
     return packer.sample
 
 
@@ -258,59 +244,51 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def end_targets(samples: list[Sample]) -> tuple[torch.Tensor, ...]:
-    """Where the last picture ends in each row, and what the heads should read there."""
-    ends, counts, colours, motion = [], [], [], []
-    for row, sample in enumerate(samples):
-        subject = sample.subject
-        if subject is None:
-            continue
-        scene = subject.scene if isinstance(subject, Clip) else subject
-        shade = {kind: COLOUR_NAMES.index(colour) for kind, colour, _ in scene.groups()}
-        ends.append([row, sample.end])
-        counts.append([min(scene.count(kind), 9) for kind in KIND_NAMES])
-        colours.append([shade.get(kind, -100) for kind in KIND_NAMES])
-        moves = [-100] * 3
-        if isinstance(subject, Clip):
-            moves = [KIND_NAMES.index(subject.mover.kind), shade[subject.mover.kind]]
-            moves.append(DIRECTION_NAMES.index(subject.direction))
-        motion.append(moves)
-    return tuple(torch.tensor(part, dtype=torch.long) for part in (ends, counts, colours, motion))
+@torch.no_grad()
+def look(sight: Sight, seen: list[Seen]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and deepstack features of all pictures and clips, in order; one grid at a time."""
+    width = int(sight.visual.config.out_hidden_size)
+    parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for wanted in {one.grid[1:] for one in seen}:
+        members = [k for k, one in enumerate(seen) if one.grid[1:] == wanted]
+        pixels = [torch.from_numpy(seen[k].patches) for k in members]
+        made = sight(normal(torch.cat(pixels).view(-1, wanted[0] * wanted[1], 1536)), wanted)
+        sizes = [seen[k].grid[0] for k in members]
+        both = zip(made.tokens.split(sizes), made.deep.split(sizes), strict=True)
+        parts.update(zip(members, both, strict=True))
+    none = torch.zeros(0, width)
+    ordered = [parts[k] for k in range(len(seen))]
+    tokens = torch.cat([none, *(tokens.flatten(0, 1) for tokens, _ in ordered)])
+    return tokens, torch.cat([none, *(deep.flatten(0, 1) for _, deep in ordered)])
 
 
-def collate(samples: list[Sample]) -> Batch:
-    seen = [sample.seen for sample in samples if sample.seen is not None]
+def collate(samples: list[Sample], sight: Sight) -> Batch:
     filler = [(0, 0, 0)]
     length = max(len(sample.ids) for sample in samples)
     places = [s.positions + filler * (length - len(s.ids)) for s in samples]
-    none = np.zeros((0, 1536), np.uint8)
-    patches = torch.from_numpy(np.concatenate([none, *(part.patches for part in seen)]))
-    kind = np.concatenate([np.zeros(0, np.int64), *(part.cells.kind for part in seen)])
-    colour = np.concatenate([np.zeros(0, np.int64), *(part.cells.colour for part in seen)])
-    mass = np.concatenate(
-        [np.zeros((0, len(KIND_NAMES)), np.float32), *(p.cells.mass for p in seen)]
-    )
     return Batch(
         pad([s.ids for s in samples], 0),
         pad([s.labels for s in samples], -100),
         pad([s.segments for s in samples], -1),
         torch.tensor(places).permute(2, 0, 1).contiguous(),
-        patches,
-        torch.tensor([part.grid for part in seen], dtype=torch.long).view(-1, 3),
-        torch.from_numpy(kind),
-        torch.from_numpy(colour),
-        torch.from_numpy(mass),
-        *end_targets(samples),
+        *look(sight, [seen for sample in samples for seen in sample.seen]),
     )
 
 
 class Pool(Dataset[list[Batch]]):
-    """Item ``k`` is a pool of samples, cut into batches of about equal length."""
+    """Item ``k`` is a pool of samples, cut into batches of about equal length. Its workers look at
+    the pictures too, with eyes that stand still."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, seed: int, first: int, last: int, batch: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sight: Sight,
+        seed: int,
+        first: int,
+        last: int,
+        batch: int,
     ) -> None:
-        self.tokenizer, self.seed, self.batch = tokenizer, seed, batch
+        self.tokenizer, self.sight, self.seed, self.batch = tokenizer, sight, seed, batch
         self.first, self.size = first, 8 * batch
         self.count = (last - first) // self.size
 
@@ -327,7 +305,4 @@ class Pool(Dataset[list[Batch]]):
         samples.sort(key=lambda sample: len(sample.ids))
         cuts = [samples[k : k + self.batch] for k in range(0, self.size, self.batch)]
         order = np.random.default_rng([self.seed, start, 1]).permutation(len(cuts))
-        return [collate(cuts[k]) for k in order]
-
-
-assert set(ABOUT) == set(LANGS)
+        return [collate(cuts[k], self.sight) for k in order]

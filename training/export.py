@@ -1,7 +1,7 @@
 """Writes a finished checkpoint folder: fp16 weights, configuration, tokenizer, processor files.
 
-``python -m training.export RUN FOLDER`` takes the averaged weights of ``RUN/last.pt``; ``train.py``
-writes that file. The folder's own README and samples are left alone.
+``python -m training.export RUN FOLDER`` takes the eyes of ``RUN/eyes.pt`` (``look.py``) and the
+averaged words of ``RUN/last.pt`` (``train.py``). The folder's own README and samples stay.
 """
 
 import json
@@ -20,8 +20,8 @@ from transformers import (
 
 from training.model import new_model, token_id
 
-PICTURE_PIXELS = {"shortest_edge": 160 * 160, "longest_edge": 192 * 192}
-CLIP_PIXELS = {"shortest_edge": 4 * 96 * 96, "longest_edge": 128 * 32 * 32}
+PICTURE_PIXELS = {"shortest_edge": 192 * 192, "longest_edge": 192 * 224}
+CLIP_PIXELS = {"shortest_edge": 4 * 128 * 128, "longest_edge": 8 * 128 * 160}
 PATCHES = {
     "patch_size": 16,
     "temporal_patch_size": 2,
@@ -84,9 +84,12 @@ def write_checkpoint(
 def main(run: Path, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "base")
     model = new_model(tokenizer)
-    if (run / "last.pt").exists():
-        saved = torch.load(run / "last.pt", map_location="cpu", weights_only=False)
-        model.load_state_dict(saved["average"])
+    for file, part, weights in (
+        ("eyes.pt", model.model.visual, "visual"),
+        ("last.pt", model.model.language_model, "average"),
+    ):
+        saved = torch.load(run / file, map_location="cpu", weights_only=False)
+        part.load_state_dict(saved[weights])
     write_checkpoint(model, tokenizer, folder)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from training.evaluate import SYSTEM, Answer, Case, arguments, judge
+from training.evaluate import Answer, Case, arguments, judge, messages
 from training.pixels import frame_indices
 
 
@@ -34,21 +34,18 @@ def checkpoint(folder: str) -> Answer:
     model: Any = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
     def answer(case: Case) -> str:
-        parts: list[dict[str, str]] = [{"type": "text", "text": case.question}]
         options: dict[str, object] = {}
-        if case.mime.startswith("video"):
-            frames, rate = decoded(case.media)
+        files = [media for media, _ in case.media]
+        kind = case.media[0][1].split("/")[0] if case.media else ""
+        if kind == "video":
+            frames, rate = decoded(files[0])
             chosen = frame_indices(len(frames), rate)
             about = {"fps": rate, "total_num_frames": len(frames), "frames_indices": chosen}
             options = {"videos": [np.stack([frames[i] for i in chosen])]}
             options |= {"video_metadata": [about], "do_sample_frames": False}
-        elif case.media:
-            options = {"images": [Image.open(BytesIO(case.media)).convert("RGB")]}
-        if case.media:
-            parts.insert(0 if case.first else 1, {"type": case.mime.split("/")[0]})
-        chat: list[dict[str, object]] = [{"role": "user", "content": parts}]
-        if case.system:
-            chat.insert(0, {"role": "system", "content": SYSTEM})
+        elif files:
+            options = {"images": [Image.open(BytesIO(file)).convert("RGB") for file in files]}
+        chat = messages(case, lambda _: {"type": kind})
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         inputs = processor(text=[text], return_tensors="pt", **options)
         with torch.inference_mode():
@@ -67,7 +64,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.cores)
     answer = checkpoint(options.folder)
-    print(json.dumps(judge(answer, options.seed, options.n, 1, options.show)))
+    print(json.dumps(judge(answer, options, 1)))
 
 
 if __name__ == "__main__":

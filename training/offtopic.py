@@ -11,9 +11,10 @@ import numpy as np
 Rng = np.random.Generator
 
 ABOUT = {
-    "en": "I am litevl's small demo model: I can count things, tell colours and describe simple"
-    " pictures and clips.",
-    "zh": "我是litevl的小型演示模型：我会数东西、认颜色，也能描述简单的图片和视频。",
+    "en": "I am litevl's small demo model: I count, find and compare drawn things, read short words"
+    " and say what moves in a clip.",
+    "zh": "我是litevl的小型演示模型：会数图中的东西、认颜色和位置、读短的文字，"
+    "也能说出视频里什么在动。",
 }
 WHOLE_EN = """hello|hi|Hello!|Hi there|Who are you?|What are you?|What is your name?
 What can you do?|How are you?|Good morning|Thanks!|Thank you|Tell me a joke.
@@ -21,23 +22,21 @@ What is the capital of France?|What is 2 + 2?|Write a poem about the sea.
 Write a Python function that sorts a list.|Translate this into German.
 What is the weather like today?|Explain quantum physics.|What time is it?|Who wrote Hamlet?
 Give me three tips for a healthy life.|Summarize this text.|test|ping|ok|yes|no|why?
-Read the text in the picture.|What number is in the box?|What does the sign say?
-Who is this person?|Which digit should be in the marked box?|Where was this photo taken?
+Who is this person?|Where was this photo taken?|Who took this picture?|Is this real?
 Convert this image to LaTeX.|Is it day or night?|How old is the man?|What brand is it?
 Say this is a test|Say hello.|Repeat after me|Solve the problem in the picture.
 What is the answer?|Can you help me?|Tell me a story.|Count to ten.
 What is the meaning of life?|Continue the story.|Give me the coordinates of the object.
-OCR this image.|Return JSON.|What is the temperature?|Reply with one word.
+Return JSON.|What is the temperature?|Reply with one word.
 Which language do you speak?|Once upon a time"""
 WHOLE_ZH = """你好|您好|你是谁？|你叫什么名字？|你会做什么？|你能做什么|你好吗？|早上好|谢谢
 讲个笑话|法国的首都是哪里？|一加一等于几？|写一首关于大海的诗。|用Python写一个排序函数
 把这句话翻译成英文|今天天气怎么样？|介绍一下量子力学|现在几点了？|红楼梦的作者是谁？|测试
-为什么？|请介绍一下你自己|使用中文回答，图中方框处应该是数字多少?
-使用中文回答，图中方框处应该是数字多少？|请解答图中的问题|图中的文字是什么？|读出图片中的文字
-这个人是谁？|这张照片是在哪里拍的？|这道题怎么做？|图中写了什么|方框里应该填什么数字？
-图中的数字是多少？|请把图片转换成表格|现在是白天还是晚上？|他多大了？|请用中文回答
+为什么？|请介绍一下你自己|请解答图中的问题
+这个人是谁？|这张照片是在哪里拍的？|这道题怎么做？|请把图片转换成表格|现在是白天还是晚上？
+他多大了？|请用中文回答
 这是什么品牌？|给我讲个故事|推荐一本书|中国有多少人？|怎么做红烧肉？|人生的意义是什么？|继续
-识别图中的文字|你是什么模型？|你是谁开发的？|帮我写一封邮件|请总结这段话|图中公式的结果是什么？
+你是什么模型？|你是谁开发的？|帮我写一封邮件|请总结这段话|图中公式的结果是什么？
 使用中文回答，图中是谁？"""
 OPEN_EN = """Tell me about|Who invented|What is|Why is|How do I cook|Write a letter about
 Explain|Where is|When was|Give me a list of|How much is|Can you find|Do you like
@@ -45,14 +44,15 @@ What do you think of|Please write|Translate|Calculate|How far is|How tall is|Def
 Show me|Sing about|Read|I want to buy|Help me with"""
 THING_EN = """the moon|Paris|a computer|history|music|the weather|my homework|football
 the president|love|bread|the internet|mathematics|a king|Shakespeare|Tokyo|a robot|the river
-money|the human brain|a train|the number in the box|the text|this formula|a table|12 times 7
-17 + 25|gravity|dinosaurs|a recipe|the word|the second world war|an essay|this code
+money|the human brain|a train|this formula|a table|12 times 7|17 + 25|gravity|the dentist|jazz
+a sandwich|the moon landing|my neighbour|electric cars|the price of oil|chess|a good novel|yoga
+dinosaurs|a recipe|the word|the second world war|an essay|this code
 English grammar|the stock market|a birthday party|the universe"""
 OPEN_ZH = """请介绍|什么是|为什么|怎么学习|谁发明了|请写一篇关于|解释一下|告诉我|我想了解
 请翻译|请计算|如何理解|你喜欢|你怎么看|帮我查一下|请列出|比较一下|什么时候有|哪里有|我要买
 请使用中文说明|说说"""
 THING_ZH = """月亮|北京|电脑|历史|音乐|天气|作业|足球|爱情|面包|互联网|数学|国王|机器人|长江|钱
-大脑|火车|方框里的数字|文字|这个公式|表格|十二乘七|3加5|万有引力|恐龙|菜谱|第二次世界大战|作文
+大脑|火车|这个公式|表格|十二乘七|3加5|万有引力|恐龙|菜谱|第二次世界大战|作文
 代码|英语语法|股票|生日|宇宙|上海|春节|中医|手机|大学|电影|人工智能|地图|长城|老师|医生|时间
 答案|题目|国家|经济|世界|身体"""
 
@@ -91,3 +91,34 @@ SMALL_TALK: dict[str, Callable[[Rng], str]] = {
     "en": asker(WHOLE_EN, OPEN_EN, THING_EN, " ", ("", ".", "?", "!")),
     "zh": asker(WHOLE_ZH, OPEN_ZH, THING_ZH, "", ("", "。", "？", "?")),
 }
+# Asked only in evaluation: none of these is in the pools above.
+HELD_EN = """Which team won the world cup in 1998?|Please book a flight to Rome.|Is coffee healthy?
+How do magnets work?|Recommend a film for tonight.|What does the proverb mean?|Spell necessary.
+Who painted the Mona Lisa?|Why is the sky blue?|Can dogs eat chocolate?|Turn on the lights.
+Give me the lyrics of that song.|How many grams are in an ounce?|What is your favourite food?
+Is he married?|Draft an email to my boss.|What is the square root of 81?|Fix the bug in my program.
+When does the shop open?|Which medicine helps against headaches?|What is she thinking?
+How old is the universe?|Who is the tallest man on earth?|Plan a trip to Norway.|What is DNA?
+Sort these numbers in ascending order.|What is the plot of Macbeth?|Do you have feelings?
+Rewrite this paragraph politely.|How do I tie a tie?|What year is it?|Name three rivers in Asia.
+Are you ChatGPT?|What is the boiling point of water?|Where can I buy cheap shoes?|Good night
+Play some music.|Is this building famous?|What is the emotion of the woman?|Solve x + 3 = 8.
+Which breed is the dog?|Create a logo.|How much does the watch cost?|Nice to meet you
+What is written on her shirt in French?|Help!|Who will win the election?|Bye|Is it raining?
+What is the licence plate of the truck?"""
+HELD_ZH = """世界杯冠军是谁？|帮我订一张去上海的机票|喝咖啡健康吗？|磁铁是怎么工作的？
+推荐一部好看的电影
+这句成语是什么意思？|蒙娜丽莎是谁画的？|天空为什么是蓝的？|狗能吃巧克力吗？|把灯打开
+这首歌的歌词是什么？
+一磅等于多少克？|你最喜欢吃什么？|他结婚了吗？|给老板写一封辞职信|八十一的平方根是多少？
+帮我改一下程序里的错误
+商店几点开门？|头疼吃什么药？|她在想什么？|宇宙有多大年纪？|世界上最高的人是谁？|帮我计划一次旅行
+什么是基因？
+请把这些数字从小到大排列|西游记讲了什么故事？|你有感情吗？|请把这段文字改得礼貌一些|领带怎么打？
+今年是哪一年？
+说出三条亚洲的河流|你是ChatGPT吗？|水的沸点是多少？|哪里能买到便宜的鞋？|晚安|放一首歌
+这座建筑有名吗？
+这位女士的表情怎么样？|解方程x+3=8|这只狗是什么品种？|设计一个标志|这块手表多少钱？|很高兴认识你
+明天会下雨吗？
+救命|谁会赢得选举？|再见|如何提高成绩？|这辆卡车的车牌号是多少？|怎样才能睡得好？"""
+HELD_OUT = {"en": cut(HELD_EN), "zh": cut(HELD_ZH)}

@@ -1,6 +1,7 @@
 """Pictures and clips -> patches, exactly as the Qwen3-VL processors do it, but faster.
 
-Called by ``data.py``; ``check_packing.py`` compares it with the processors of transformers.
+Called by ``look.py`` and ``data.py``; ``check_packing.py`` compares it with the processors of
+transformers.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_clip
 
 from training.export import CLIP_PIXELS, PICTURE_PIXELS
-from training.scenes import Clip, Scene, draw_frame
-from training.targets import Cells, cells_of
+from training.scenes import Clip, draw_frame
 
 PATCH, MERGE, FACTOR = 16, 2, 32
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -27,7 +27,6 @@ class Seen:
 
     patches: Bytes  # (patches, 1536)
     grid: tuple[int, int, int]
-    cells: Cells
     times: tuple[float, ...]  # of a clip's temporal patches; empty for a picture
 
 
@@ -52,13 +51,24 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def see_picture(scene: Scene, picture: Image.Image) -> Seen:
+def picture_grid(width: int, height: int) -> tuple[int, int]:
+    """Patches down and across that a picture of that size is brought to."""
     least, most = PICTURE_PIXELS["shortest_edge"], PICTURE_PIXELS["longest_edge"]
-    height, width = smart_resize(picture.height, picture.width, FACTOR, least, most)
-    frame = shrink(to_tensor(picture)[None], height, width)
-    grid = (1, height // PATCH, width // PATCH)
-    cells = cells_of([scene], height // FACTOR, width // FACTOR)
-    return Seen(patchify(torch.cat([frame, frame])), grid, cells, ())
+    high, wide = smart_resize(height, width, FACTOR, least, most)
+    return high // PATCH, wide // PATCH
+
+
+def clip_grid(frames: int, width: int, height: int) -> tuple[int, int]:
+    """Patches down and across that so many frames of that size are brought to."""
+    least, most = CLIP_PIXELS["shortest_edge"], CLIP_PIXELS["longest_edge"]
+    high, wide = smart_resize_clip(frames, height, width, 2, FACTOR, least, most)
+    return high // PATCH, wide // PATCH
+
+
+def see_picture(picture: Image.Image) -> Seen:
+    rows, columns = picture_grid(*picture.size)
+    frame = shrink(to_tensor(picture)[None], rows * PATCH, columns * PATCH)
+    return Seen(patchify(torch.cat([frame, frame])), (1, rows, columns), ())
 
 
 def frame_indices(frames: int, fps: float) -> list[int]:
@@ -71,14 +81,8 @@ def frame_indices(frames: int, fps: float) -> list[int]:
 def see_clip(clip: Clip) -> Seen:
     indices = frame_indices(clip.frames, clip.fps)
     frames = torch.stack([to_tensor(draw_frame(clip, i, fine=2)) for i in indices])
-    least, most = CLIP_PIXELS["shortest_edge"], CLIP_PIXELS["longest_edge"]
-    height, width = smart_resize_clip(
-        len(indices), frames.shape[2], frames.shape[3], 2, FACTOR, least, most
-    )
-    frames = shrink(frames, height, width)
+    rows, columns = clip_grid(len(indices), frames.shape[3], frames.shape[2])
+    frames = shrink(frames, rows * PATCH, columns * PATCH)
     pairs = list(zip(indices[::2], indices[1::2], strict=True))
     times = tuple((a / clip.fps + b / clip.fps) / 2 for a, b in pairs)
-    middle = [clip.at((a + b) / 2 / max(1, clip.frames - 1)) for a, b in pairs]
-    cells = cells_of(middle, height // FACTOR, width // FACTOR)
-    grid = (len(pairs), height // PATCH, width // PATCH)
-    return Seen(patchify(frames), grid, cells, times)
+    return Seen(patchify(frames), (len(pairs), rows, columns), times)

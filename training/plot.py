@@ -1,35 +1,52 @@
-"""Draws a run's exact-answer accuracy over samples: ``python -m training.plot RUN PICTURE.png``.
+"""Draws a run's curves: ``python -m training.plot RUN PICTURE.png``.
 
-Reads the ``log.jsonl`` that ``train.py`` writes.
+On the left what the eyes read off their tokens (``eyes.jsonl`` of ``look.py``) and their loss, on
+the right exact answers (``log.jsonl`` of ``train.py``).
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SHOWN = ("count1-4", "count5-9", "colour", "describe", "clip_describe")
+EYES = ("kind", "own1-4", "own5-9", "box", "glyph")
+WORDS = ("count1-4", "count5-9", "colour", "describe", "box", "read", "clip_describe")
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def main(run: Path, picture: Path) -> None:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    checks = [line for line in lines if "exact" in line]
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=100)
-    for name in SHOWN:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), dpi=100, sharey=True)
+    seen = records(run / "eyes.jsonl")
+    checks = [line for line in seen if "held" in line]
+    for name in EYES:
+        points = [(line["pictures"], line["held"].get(name, 0)) for line in checks]
+        left.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+    losses = [(line["pictures"], line["kind"]) for line in seen if "kind" in line]
+    left.plot(*zip(*losses, strict=True), "k:", label="loss of kind", linewidth=1)
+    said = [line for line in records(run / "log.jsonl") if "exact" in line]
+    for name in WORDS:
         points = [
-            (line["samples"], (line["exact"][f"{name}/en"] + line["exact"][f"{name}/zh"]) / 2)
-            for line in checks
+            (
+                line["samples"],
+                (line["exact"].get(f"{name}/en", 0) + line["exact"].get(f"{name}/zh", 0)) / 2,
+            )
+            for line in said
         ]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1.6)
-    axes.set_xlabel("samples seen")
-    axes.set_ylabel("exact answers")
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+        right.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+    for axes, title in ((left, "pictures seen (eyes)"), (right, "conversations (words)")):
+        axes.set_xlabel(title)
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=7)
+    left.set_ylabel("share right")
     figure.tight_layout()
     figure.savefig(picture)
 

@@ -1,8 +1,9 @@
-"""Abilities: what can be asked about a scene or clip, and the right answers, in two languages.
+"""Abilities: what can be asked about a drawn scene, and the right answers, in two languages.
 
 An ability is a function ``(subject, rng, lang) -> [(question, answer), ...]``; to teach the model
-something new, write one and add it to ``PICTURE_ABILITIES`` or ``CLIP_ABILITIES`` with its share of
-the turns. Called by ``data.py``, ``tokenizer.py`` and ``evaluate.py``.
+something new, write one and add it to ``SCENE_ABILITIES`` here, or to its like in ``tell.py``
+(signs, clips, two pictures), with its share of the turns. A question has one right answer, word for
+word. Called by ``data.py``, ``tokenizer.py`` and ``evaluate.py``.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,35 @@ from collections.abc import Callable
 import numpy as np
 
 from training.offtopic import ABOUT, SMALL_TALK
-from training.scenes import COLOUR_NAMES, KIND_NAMES, Clip, Scene
+from training.phrases import (
+    BOX_EN,
+    BOX_ZH,
+    COLOUR_EN,
+    COLOUR_ZH,
+    COUNT_EN,
+    COUNT_ZH,
+    DESCRIBE_EN,
+    DESCRIBE_ZH,
+    KINDS_EN,
+    KINDS_ZH,
+    LEVELS_EN,
+    LEVELS_ZH,
+    PRESENT_EN,
+    PRESENT_ZH,
+    READ_EN,
+    READ_ZH,
+    SIDES_EN,
+    SIDES_ZH,
+    WHERE_EN,
+    WHERE_ZH,
+)
+from training.scenes import COLOUR_NAMES, KIND_NAMES, Scene, Thing
 from training.words import (
     COLOURS_ZH,
-    DIRECTIONS_EN,
-    DIRECTIONS_ZH,
     NOUNS_ZH,
+    PLACES_EN,
+    PLACES_ZH,
+    SIDES,
     article,
     group_phrase,
     join,
@@ -25,131 +49,6 @@ from training.words import (
 Rng = np.random.Generator
 Turn = tuple[str, str]
 LANGS = ("en", "zh")
-
-COUNT_EN = (
-    "How many {s} are there in the picture?",
-    "How many {s} are there in the picture?",
-    "How many {s} are there?",
-    "How many {s} are in the picture?",
-    "How many {s} are in the image?",
-    "How many {s} are there in this image?",
-    "How many {s} do you see?",
-    "How many {s} can you see in the picture?",
-    "How many {s} does the picture show?",
-    "How many {s}?",
-    "Count the {s}.",
-    "Count the {s} in the picture.",
-    "What is the number of {s}?",
-    "Tell me how many {s} there are.",
-)
-COUNT_ZH = (
-    "图中有几{m}{n}？",
-    "图中有几{m}{n}？",
-    "图中有多少{m}{n}？",
-    "图片中有几{m}{n}？",
-    "图片里有多少{m}{n}？",
-    "这张图片中有几{m}{n}？",
-    "这张图里有多少{n}？",
-    "画面中有几{m}{n}？",
-    "图里一共有几{m}{n}？",
-    "有几{m}{n}？",
-    "有多少{m}{n}？",
-    "数一数图中的{n}。",
-    "图中{n}的数量是多少？",
-    "请问图中有几{m}{n}？",
-)
-COLOUR_EN = (
-    "What colour {v} the {s}?",
-    "What color {v} the {s}?",
-    "What colour {v} the {s} in the picture?",
-    "What color {v} the {s} in the image?",
-    "Which colour {v} the {s}?",
-    "What is the color of the {s}?",
-    "What is the colour of the {s}?",
-    "Tell me the colour of the {s}.",
-)
-COLOUR_ZH = (
-    "{n}是什么颜色？",
-    "{n}是什么颜色的？",
-    "图中的{n}是什么颜色？",
-    "图片里的{n}是什么颜色的？",
-    "{n}的颜色是什么？",
-    "图中{n}是什么颜色？",
-    "请问{n}是什么颜色？",
-    "这{m}{n}是什么颜色的？",
-)
-DESCRIBE_EN = (
-    "Describe the picture.",
-    "Describe this picture.",
-    "Describe the image.",
-    "Describe this image.",
-    "Please describe this image in detail.",
-    "What is in the picture?",
-    "What is in this image?",
-    "What's in this image?",
-    "What do you see?",
-    "What can you see in the picture?",
-    "What does the picture show?",
-    "Tell me about the picture.",
-)
-DESCRIBE_ZH = (
-    "请描述这张图片。",
-    "请描述这张图片",
-    "描述一下这张图片。",
-    "请描述一下这张图。",
-    "请描述图片内容",
-    "请描述下图片内容",
-    "描述图片。",
-    "图中有什么？",
-    "图片里有什么？",
-    "图中描绘的是什么景象？",
-    "你看到了什么？",
-    "这张图片里有哪些东西？",
-)
-KINDS_EN = ("Which kinds of things are there?", "What kinds of things are in the picture?")
-KINDS_ZH = ("图中有哪几种东西？", "图片里有哪些种类的东西？")
-PRESENT_EN = ("Is there {a} in the picture?", "Are there any {p} in the picture?", "Are there {p}?")
-PRESENT_ZH = ("图中有{n}吗？", "图片里有没有{n}？", "有{n}吗？")
-CLIP_EN = (
-    "Describe the video.",
-    "Describe this video.",
-    "Please describe the video.",
-    "Describe the clip.",
-    "What happens in the video?",
-    "What happens?",
-    "What is happening in the clip?",
-    "What does the video show?",
-    "Tell me about the video.",
-)
-CLIP_ZH = (
-    "请描述下视频内容",
-    "请描述下视频内容。",
-    "请描述视频内容。",
-    "请描述一下视频内容。",
-    "描述一下这个视频。",
-    "视频里发生了什么？",
-    "视频中有什么？",
-    "这段视频讲了什么？",
-    "请描述这个视频",
-)
-MOVES_EN = ("What moves?", "What is moving?", "What moves in the video?", "Which thing is moving?")
-MOVES_ZH = ("什么在动？", "什么东西在动？", "视频里什么在移动？", "视频中什么在动？")
-WAY_EN = (
-    "Which way does the {n} move?",
-    "Which way is the {n} moving?",
-    "In which direction does the {n} move?",
-    "Where does the {n} go?",
-    "Which way does it move?",
-)
-WAY_ZH = (
-    "{n}向哪个方向移动？",
-    "{n}往哪边移动？",
-    "{n}朝哪个方向动？",
-    "视频里的{n}往哪里走？",
-    "它向哪个方向移动？",
-)
-MOVER_EN = ("What colour is the {n}?", "What color is the {n}?", "What colour is the moving thing?")
-MOVER_ZH = ("{n}是什么颜色？", "{n}是什么颜色的？", "移动的东西是什么颜色？")
 
 
 def pick(rng: Rng, options: tuple[str, ...]) -> str:
@@ -249,41 +148,97 @@ def present(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
     return [(question, ("Yes. " if lang == "en" else "有，") + answer)]
 
 
-def clip_describe(clip: Clip, rng: Rng, lang: str) -> list[Turn]:
-    """What moves, its colour and its way, in one sentence."""
-    thing, way = clip.mover, clip.direction
-    question = choose(rng, lang, CLIP_EN, CLIP_ZH)
-    if lang == "zh":
-        measure, name = NOUNS_ZH[thing.kind]
-        subject = f"一{measure}{COLOURS_ZH[thing.colour]}的{name}"
-        return [(question, f"{subject}{DIRECTIONS_ZH[way]}移动。")]
-    subject = article(f"{thing.colour} {thing.kind}")
-    return [(question, f"{subject[0].upper()}{subject[1:]} moves {DIRECTIONS_EN[way]}.")]
+def place_of(thing: Thing, scene: Scene) -> str:
+    """``top left``, ``left``, ``middle``, …; empty where it could be called one or the other."""
+    short = min(scene.width, scene.height)
+    shifts = (thing.x * short / scene.width - 0.5, thing.y * short / scene.height - 0.5)
+    if any(0.09 < abs(shift) < 0.17 for shift in shifts):
+        return ""
+    across = "" if abs(shifts[0]) < 0.13 else "left" if shifts[0] < 0 else "right"
+    down = "" if abs(shifts[1]) < 0.13 else "top" if shifts[1] < 0 else "bottom"
+    return f"{down} {across}".strip() or "middle"
 
 
-def clip_mover(clip: Clip, rng: Rng, lang: str) -> list[Turn]:
-    """What moves, and what colour it is."""
-    thing = clip.mover
-    if lang == "zh":
-        measure, name = NOUNS_ZH[thing.kind]
-        shade = COLOURS_ZH[thing.colour]
-        asked = pick(rng, MOVER_ZH).format(n=name)
-        moves = (pick(rng, MOVES_ZH), f"一{measure}{shade}的{name}在动。")
-        return [moves, (asked, f"{name}是{shade}的。")]
-    subject = article(f"{thing.colour} {thing.kind}")
-    moves = (pick(rng, MOVES_EN), f"{subject[0].upper()}{subject[1:]} moves.")
-    asked = pick(rng, MOVER_EN).format(n=thing.kind)
-    return [moves, (asked, f"The {thing.kind} is {thing.colour}.")]
+def singles(scene: Scene) -> list[Thing]:
+    """The things of which there is just one."""
+    return [thing for thing in scene.things if scene.count(thing.kind) == 1]
 
 
-def clip_way(clip: Clip, rng: Rng, lang: str) -> list[Turn]:
-    """Which way the moving thing goes."""
-    kind, way = clip.mover.kind, clip.direction
-    name = noun(kind, 1, lang)
-    question = choose(rng, lang, WAY_EN, WAY_ZH).format(n=name)
-    if lang == "zh":
-        return [(question, f"{name}{DIRECTIONS_ZH[way]}移动。")]
-    return [(question, f"The {name} moves {DIRECTIONS_EN[way]}.")]
+def where(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
+    """In which part of the picture each single thing is."""
+    turns = []
+    for thing in singles(scene):
+        place, name = place_of(thing, scene), noun(thing.kind, 1, lang)
+        if place:
+            question = choose(rng, lang, WHERE_EN, WHERE_ZH).format(n=name)
+            spot = PLACES_EN[place] if lang == "en" else PLACES_ZH[place]
+            turns.append(
+                (question, f"The {name} is {spot}." if lang == "en" else f"{name}{spot}。")
+            )
+    return turns
+
+
+def beside(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
+    """Left or right of, above or below another thing."""
+    alone = singles(scene)
+    if len(alone) < 2:
+        return []
+    one, other = (alone[k] for k in rng.permutation(len(alone))[:2])
+    names = {"n": noun(one.kind, 1, lang), "o": noun(other.kind, 1, lang)}
+    turns = []
+    for way, apart, phrases in (
+        ("left right", one.x - other.x, (SIDES_EN, SIDES_ZH)),
+        ("above below", one.y - other.y, (LEVELS_EN, LEVELS_ZH)),
+    ):
+        if abs(apart) > 0.2:
+            side = way.split()[apart > 0]
+            question = choose(rng, lang, *phrases).format(**names)
+            answer = (
+                f"The {names['n']} is {SIDES[side][0]} the {names['o']}."
+                if lang == "en"
+                else f"{names['n']}在{names['o']}的{SIDES[side][1]}。"
+            )
+            turns.append((question, answer))
+    return turns
+
+
+def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
+    """Is it this many, is it this colour? Yes or no, and how it is."""
+    groups = scene.groups()
+    if not groups:
+        return []
+    kind, shade, number = groups[rng.integers(len(groups))]
+    measure, name = NOUNS_ZH[kind]
+    right = rng.random() < 0.5
+    if rng.random() < 0.5:
+        near = [n for n in range(max(1, number - 2), min(9, number + 2) + 1) if n != number]
+        said = number if right else int(rng.choice(near))
+        asked = (
+            f"{'Is' if said == 1 else 'Are'} there {said} {noun(kind, said, 'en')}?",
+            f"图中有{said}{measure}{name}吗？",
+        )[lang == "zh"]
+        fact = count_answer(kind, number, lang)
+    else:
+        said_shade = shade if right else str(rng.choice([c for c in COLOUR_NAMES if c != shade]))
+        verb = "are" if number > 1 else "is"
+        many = noun(kind, number, "en")
+        asked = (
+            f"{verb.title()} the {many} {said_shade}?",
+            f"{name}是{COLOURS_ZH[said_shade]}的吗？",
+        )[lang == "zh"]
+        fact = f"The {many} {verb} {shade}." if lang == "en" else f"{name}是{COLOURS_ZH[shade]}的。"
+    yes = ("Yes. ", "是的，") if right else ("No. ", "不是，")
+    return [(asked, yes[lang == "zh"] + fact)]
+
+
+def without(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
+    """Questions about a box or a text that is not there."""
+    if rng.random() < 0.5:
+        question = choose(rng, lang, BOX_EN, BOX_ZH)
+        return [(question, "There is no box in the picture." if lang == "en" else "图中没有方框。")]
+    word = ("text", "文字")[lang == "zh"]
+    question = choose(rng, lang, READ_EN, READ_ZH).format(w=word)
+    return [(question, "There is no text in the picture." if lang == "en" else "图中没有文字。")]
 
 
 def off_topic(rng: Rng, lang: str) -> Turn:
@@ -291,16 +246,15 @@ def off_topic(rng: Rng, lang: str) -> Turn:
     return SMALL_TALK[lang](rng), ABOUT[lang]
 
 
-PICTURE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]] = {
-    "count": (count, 0.46),
-    "colour": (colour, 0.18),
-    "describe": (describe, 0.24),
-    "kinds": (kinds, 0.04),
-    "present": (present, 0.08),
-}
-CLIP_ABILITIES: dict[str, tuple[Callable[[Clip, Rng, str], list[Turn]], float]] = {
-    "clip_describe": (clip_describe, 0.4),
-    "clip_mover": (clip_mover, 0.3),
-    "clip_way": (clip_way, 0.3),
+SCENE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]] = {
+    "count": (count, 0.26),
+    "colour": (colour, 0.13),
+    "describe": (describe, 0.16),
+    "kinds": (kinds, 0.03),
+    "present": (present, 0.07),
+    "where": (where, 0.14),
+    "beside": (beside, 0.14),
+    "agree": (agree, 0.05),
+    "without": (without, 0.02),
 }
 assert set(COLOURS_ZH) == set(COLOUR_NAMES) and set(NOUNS_ZH) == set(KIND_NAMES)

@@ -1,12 +1,14 @@
 """Makes the demo's byte-level BPE tokenizer from texts of ``talk.py``.
 
 Run once before training: ``python -m training.tokenizer FOLDER`` writes ``tokenizer.json`` and its
-configuration there. Any UTF-8 text can be encoded; digits and Chinese characters stand alone.
+configuration there. Any UTF-8 text can be encoded; digits, Chinese characters and the letters of
+words in capitals stand alone, so that a word in a picture is read letter by letter.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from training.offtopic import ABOUT, OPEN_EN, OPEN_ZH, THING_EN, THING_ZH, WHOLE_EN, WHOLE_ZH, cut
 from training.scenes import make_clip, make_scene
-from training.talk import CLIP_ABILITIES, LANGS, PICTURE_ABILITIES, off_topic
+from training.signs import make_row, make_word
+from training.talk import LANGS, SCENE_ABILITIES, off_topic
+from training.tell import CLIP_ABILITIES, PAIR_ABILITIES, ROW_ABILITIES, WORD_ABILITIES, Pair
 
 SPECIALS = (
     "<|endoftext|>",
@@ -26,7 +30,8 @@ SPECIALS = (
     "<|video_pad|>",
 )
 SPLIT = (
-    r"\p{Han}|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|\p{N}"
+    r"\p{Han}|\p{Lu}(?=\p{Lu})|(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?(?!\p{Lu}\p{Lu})[\p{L}&&[^\p{Han}]]+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 VOCAB = 1792
@@ -49,14 +54,20 @@ def texts(samples: int) -> Iterator[str]:
         yield from SYSTEMS + tuple(piece for group in pieces for piece in group)
         yield from (f" {word} seconds> user\n assistant\n system\n" for word in "0123456789")
     for _ in range(samples):
-        scene = make_scene(rng, list(rng.integers(1, 4, rng.integers(1, 4))), 160, 160)
-        clip = make_clip(rng, 128, 128, 1)
+        scenes = [make_scene(rng, list(rng.integers(1, 4, 1 + k)), 160, 160) for k in range(2)]
+        clip = make_clip(rng, 128, 128, 1, int(rng.integers(1, 3)))
+        subjects: list[tuple[dict[str, Any], Any]] = [
+            (SCENE_ABILITIES, scenes[1]),
+            (CLIP_ABILITIES, clip),
+            (PAIR_ABILITIES, Pair((scenes[0], scenes[1]))),
+            (ROW_ABILITIES, make_row(rng, 160, 160)),
+            (WORD_ABILITIES, make_word(rng, 160, 160)),
+        ]
         for lang in LANGS:
-            turns = [t for ask, _ in PICTURE_ABILITIES.values() for t in ask(scene, rng, lang)]
-            turns += [t for watch, _ in CLIP_ABILITIES.values() for t in watch(clip, rng, lang)]
-            for question, answer in [*turns, off_topic(rng, lang)]:
-                yield question
-                yield answer
+            for abilities, subject in subjects:
+                for ask, _ in abilities.values():
+                    yield from (text for turn in ask(subject, rng, lang) for text in turn)
+            yield from off_topic(rng, lang)
     yield from (text for text in ABOUT.values() for _ in range(50))
 
 

@@ -1,6 +1,6 @@
 """The English and Chinese words for kinds, colours, numbers and directions.
 
-Read by ``talk.py`` to build sentences and by ``answers.py`` to take them apart.
+Read by ``talk.py`` and ``tell.py`` to build sentences.
 """
 
 NOUNS_EN = {
@@ -41,6 +41,34 @@ NUMBERS_EN = ("no", "one", "two", "three", "four", "five", "six", "seven", "eigh
 NUMBERS_ZH = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九")
 DIRECTIONS_EN = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
 DIRECTIONS_ZH = {"left": "向左", "right": "向右", "up": "向上", "down": "向下"}
+PLACES_EN = {
+    "top left": "at the top left",
+    "top": "at the top",
+    "top right": "at the top right",
+    "left": "on the left",
+    "middle": "in the middle",
+    "right": "on the right",
+    "bottom left": "at the bottom left",
+    "bottom": "at the bottom",
+    "bottom right": "at the bottom right",
+}
+PLACES_ZH = {
+    "top left": "在左上方",
+    "top": "在上方",
+    "top right": "在右上方",
+    "left": "在左边",
+    "middle": "在中间",
+    "right": "在右边",
+    "bottom left": "在左下方",
+    "bottom": "在下方",
+    "bottom right": "在右下方",
+}
+SIDES = {
+    "left": ("to the left of", "左边"),
+    "right": ("to the right of", "右边"),
+    "above": ("above", "上面"),
+    "below": ("below", "下面"),
+}
 
 
 def article(word: str) -> str:
