@@ -19,11 +19,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from litevl.api.ports import Backend, Fit
+from litevl.api.ports import Backend
 from litevl.api.service import Service
 from litevl.api.serving import Server
 from litevl.api.wire import Limits
 from litevl.config import Config
+from litevl.media.loader import Fit
 from litevl.sequence import (
     Conversation,
     Deliver,

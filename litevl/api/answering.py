@@ -6,20 +6,21 @@ neither messages nor media.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from collections.abc import Sequence as Many
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
 from litevl.api.bodies import let_go_of_body
 from litevl.api.choices import Choice, Delta, Reader, Tally, gather, read_deltas
 from litevl.api.detokenizer import Detokenizer
-from litevl.api.exchange import send_events
+from litevl.api.exchange import send_events, until_disconnect
 from litevl.api.fields import JSONObject
 from litevl.api.ports import Backend
 from litevl.api.protocol import Streaming
@@ -101,7 +102,19 @@ async def new_sequences(
     return sequences
 
 
+Accept = Callable[[Backend, bytes, Scope], Coroutine[Any, Any, Accepted]]
+
+
 async def answer(
+    service: Service, accept: Accept, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Have the body accepted and answered, unless the client hangs up before."""
+    backend = service.ready_backend()
+    accepting = accept(backend, await Request(scope, receive).body(), scope)
+    await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))
+
+
+async def _answer(
     service: Service,
     backend: Backend,
     accepting: Coroutine[Any, Any, Accepted],

@@ -6,13 +6,12 @@ way, an error or a client that hangs up closes the generators behind it: that fr
 
 from functools import partial
 
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.answer import AnswerReader
 from litevl.api.answering import Accepted, answer, new_head, new_sequences
 from litevl.api.auth import caller_of
-from litevl.api.exchange import find_model, parse_body, until_disconnect
+from litevl.api.exchange import find_model, parse_body
 from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
@@ -31,10 +30,7 @@ class ChatCompletions:
         self._reasoning_in_content = reasoning_in_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        backend = self._service.ready_backend()
-        accepting = self._accept(backend, await Request(scope, receive).body(), scope)
-        work = answer(self._service, backend, accepting, scope, receive, send)
-        await until_disconnect(receive, work)
+        await answer(self._service, self._accept, scope, receive, send)
 
     async def _accept(self, backend: Backend, body: bytes, scope: Scope) -> Accepted:
         """Check the request, load its media and build its prompt."""

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.answering import Accepted, answer, new_head, new_sequences
 from litevl.api.choices import PlainReader
-from litevl.api.exchange import find_model, parse_body, until_disconnect
+from litevl.api.exchange import find_model, parse_body
 from litevl.api.ports import Backend
 from litevl.api.protocol import CompletionRequest
 from litevl.api.responses import TextForm
@@ -22,10 +21,7 @@ class Completions:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        backend = self._service.ready_backend()
-        accepting = self._accept(backend, await Request(scope, receive).body(), scope)
-        work = answer(self._service, backend, accepting, scope, receive, send)
-        await until_disconnect(receive, work)
+        await answer(self._service, self._accept, scope, receive, send)
 
     async def _accept(self, backend: Backend, body: bytes, scope: Scope) -> Accepted:
         request = await parse_body(body, scope, CompletionRequest.parse)

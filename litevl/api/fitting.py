@@ -2,9 +2,10 @@
 
 from functools import partial
 
-from litevl.api.ports import Backend, Fit
+from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.service import Service
+from litevl.media.loader import Fit
 from litevl.sequence import PlannedMedia
 
 RESERVED = 8  # this part of the context is left for an answer without a limit of its own

@@ -3,11 +3,11 @@
 Implemented by `engine/engine.py` and composed in `cli.py`; used by `service.py` and `chat.py`.
 """
 
-from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
+from litevl.media.loader import Fit
 from litevl.sequence import (
     Conversation,
     Deliver,
@@ -24,8 +24,6 @@ from litevl.sequence import (
     TokenMask,
     ToolFormat,
 )
-
-Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]  # the same, perhaps smaller
 
 
 class Engine(Protocol):

@@ -51,7 +51,7 @@ CACHE_BYTES = 2**28  # of decoded frames kept for later requests
 
 S = TypeVar("S")
 T = TypeVar("T")
-Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]
+Fit = Callable[[list[PlannedMedia]], Awaitable[list[PlannedMedia]]]  # the same, perhaps smaller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
