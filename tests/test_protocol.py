@@ -405,6 +405,7 @@ def test_a_choice_of_tools_becomes_what_is_offered_and_a_grammar() -> None:
             "tool_choice.function.name",
         ),
         ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"tools": [TOOL], "tool_choice": "required", "stop": "x"}, "stop"),
         ({"response_format": {"type": "json_object"}, "stop": "x"}, "stop"),
         ({"structured_outputs": {"choice": ["a"]}, "ignore_eos": True}, "ignore_eos"),

@@ -165,8 +165,7 @@ class ChatCompletionRequest:
         if choice.name is not None and choice.name not in {tool.name for tool in self.tools}:
             refuse("tool_choice.function.name", "the name of one of `tools`")
         if self.document and self.conversation.tools:
-            param = "response_format"
-            unsupported(param, "leave out `tools`, or set `tool_choice` to none")
+            unsupported(self.document_param, "leave out `tools`, or set `tool_choice` to none")
 
 
 def _chat_logprobs(values: dict[str, Any]) -> int | None:

@@ -96,7 +96,9 @@ class ChatTemplate:
             wanted = {"enable_thinking": effort != "none", "reasoning_effort": effort}
             options = {name: each for name, each in wanted.items() if name in self._options}
             if not options and effort != "none":
-                message = "this model's chat template has no such option: leave it out"
+                message = (
+                    "`reasoning_effort`: this model's thinking cannot be steered: leave it out"
+                )
                 raise UnsupportedParameterError(message, param="reasoning_effort")
         for name, value in conversation.template_kwargs:
             self._check_option(name)
