@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,10 @@ from litevl.api.wire import Limits
 from test_wire import GET, read_all, read_health, wait_until_closed
 
 FOLDER = Path(__file__).parent / "tls"  # self-signed, for 127.0.0.1
-FILES = {"ssl_certfile": str(FOLDER / "cert.pem"), "ssl_keyfile": str(FOLDER / "key.pem")}
+FILES: dict[str, Any] = {
+    "ssl_certfile": str(FOLDER / "cert.pem"),
+    "ssl_keyfile": str(FOLDER / "key.pem"),
+}
 CLIENT = ssl.create_default_context(cafile=FILES["ssl_certfile"])
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a handshake begins
 
