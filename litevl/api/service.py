@@ -15,7 +15,8 @@ from typing import TypeVar
 from litevl.api.ports import Backend
 from litevl.config import Config
 from litevl.errors import InternalError, LitevlError, UnavailableError
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.health import Health
+from litevl.sequence import FinishReason, Sequence, StepOutput
 
 PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
 
