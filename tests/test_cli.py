@@ -71,7 +71,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest() -> None:
 def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "litevl.toml"
     file.write_text("prot = 8000\n")
-    assert "did you mean --port?" in failure("--config", str(file))
+    assert "did you mean port?" in failure("--config", str(file))
 
 
 @pytest.mark.parametrize(
