@@ -141,8 +141,6 @@ def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:
     if response.status_code == 401:
         what = "the key is not one of the server's" if has_key else "the server wants a key"
         return f"{what} ({url}): set LITEVL_API_KEY, or name the server's --api-key-file"
-    if response.status_code == 503:
-        return f"{message} `curl {url}/health` tells when."
     return message
 
 
