@@ -9,7 +9,7 @@ import json
 import mimetypes
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -24,26 +24,6 @@ from litevl.errors import ConfigError, UsageError
 URL = "http://127.0.0.1:8000"
 CONNECT_S = 5.0  # and no limit on how long an answer takes
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "words",
-        nargs="+",
-        metavar="FILE... QUESTION",
-        help="pictures and clips (`-` is stdin, http(s):// is fetched by the server), then the "
-        "question (`-` alone as the last word reads it from stdin)",
-    )
-    parser.add_argument("--url", metavar="URL", help=f"the server (LITEVL_URL; default: {URL})")
-    parser.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help="file with the key; without it LITEVL_API_KEY or API_KEY, then on this machine the "
-        "file that `make serve` writes",
-    )
-    parser.add_argument("--model", metavar="NAME", help="default: the one the server serves")
-    parser.add_argument("--max-tokens", metavar="N", type=int, help="longest answer")
-    parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
 
 
 def ask(options: Namespace) -> int:

@@ -105,9 +105,25 @@ def _ask(namespace: argparse.Namespace) -> int:
 
 
 def _ask_arguments(parser: argparse.ArgumentParser) -> None:
-    from litevl.ask import add_arguments
-
-    add_arguments(parser)
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="FILE... QUESTION",
+        help="pictures and clips (`-` is stdin, http(s):// is fetched by the server), then the "
+        "question (`-` alone as the last word reads it from stdin)",
+    )
+    parser.add_argument(
+        "--url", metavar="URL", help="the server (LITEVL_URL; default: http://127.0.0.1:8000)"
+    )
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="file with the key; without it LITEVL_API_KEY or API_KEY, then on this machine the "
+        "file that `make serve` writes",
+    )
+    parser.add_argument("--model", metavar="NAME", help="default: the one the server serves")
+    parser.add_argument("--max-tokens", metavar="N", type=int, help="longest answer")
+    parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
 
 
 def _info(namespace: argparse.Namespace) -> int:
@@ -179,16 +195,18 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     Returns the backend and what the banner says of it.
     """
     _quieten()
+    from litevl.models import hub
+
+    source = hub.find(config)  # light, so that a wrong name is told at once
     from litevl.api.ports import Backend
     from litevl.engine.memory import check_weights, plan_for
     from litevl.media.loader import MediaLoader
-    from litevl.models import hub, loader
+    from litevl.models import loader
     from litevl.models.grammar import Grammars
     from litevl.models.needs import needs_of
     from litevl.models.processor import Processor
     from litevl.sequence import ModelCard
 
-    source = hub.find(config)
     model_config = loader.read_config(source)
     settings = loader.read_generation_settings(
         source.folder, model_config, config.generation_config
@@ -235,6 +253,7 @@ def _quieten() -> None:
     """Let litevl alone speak: what its libraries would say of a good start helps nobody."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _origin(source: Any) -> str:

@@ -1,7 +1,7 @@
-"""A model hub on loopback, as huggingface_hub asks one: a folder is the only model it has.
+"""A model hub on loopback, as the clients of Hugging Face and ModelScope ask one.
 
-Used by the tests of downloads. `Hub.requests` lists what was asked; `cut_after` breaks the first
-transfer of weights off, as a bad line does.
+A folder is the only model it has. Used by the tests of downloads. `Hub.requests` lists what was
+asked; `cut_after` breaks the first transfer of weights off, as a bad line does.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
@@ -73,7 +73,26 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([self._entry(each) for each in hub.files()])
         if path.startswith(file):
             return self._file(hub.folder / path.rpartition("/")[2], body)
+        if path.startswith(f"/api/v1/models/{hub.model}/repo"):
+            return self._modelscope(body)
         return self._error(404, "RepoNotFound")
+
+    def _modelscope(self, body: bool) -> None:
+        """ModelScope's two questions: which files there are, and one of them."""
+        asked = parse_qs(urlsplit(self.path).query)
+        if "FilePath" in asked:
+            return self._file(self.hub.folder / asked["FilePath"][0], body)
+        files = [
+            {
+                "Type": "blob",
+                "Path": each.name,
+                "Name": each.name,
+                "Size": each.stat().st_size,
+                "Sha256": hashlib.sha256(each.read_bytes()).hexdigest(),
+            }
+            for each in self.hub.files()
+        ]
+        return self._json({"Code": 200, "Success": True, "Data": {"Files": files}})
 
     def _entry(self, path: Path) -> dict[str, object]:
         size = path.stat().st_size

@@ -5,8 +5,10 @@ Each test asks through huggingface_hub, whose address and cache are those of the
 
 import io
 import shutil
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,10 @@ from fake_hub import COMMIT, Hub, serve_hub
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.models import hub
-from litevl.progress import Progress
+from litevl.progress import Progress, ignore
 from live import ROOT
 
-CHUNK = constants.DOWNLOAD_CHUNK_SIZE
+CHUNK = 2**16
 NAME = "tiny/vlm"
 
 
@@ -29,11 +31,12 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    (folder / "model.safetensors").write_bytes(b"litevl" * (CHUNK // 2))
+    (folder / "model.safetensors").write_bytes(b"litevl" * CHUNK)
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     (folder / "modeling_own.py").write_text("raise SystemExit")
     with serve_hub(Hub(folder)) as served:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "ENDPOINT", served.address)
         monkeypatch.setattr(
@@ -44,15 +47,15 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def fetch(config: Config, report: Callable[[str, int, int, str], None] = hub.ignore) -> hub.Source:
+def fetch(config: Config, report: Callable[[str, int, int, str], None] = ignore) -> hub.Source:
     source = hub.find(config)
     hub.fetch_weights(source, config, report)
     return source
 
 
-def refusal(**settings: str) -> str:
+def refusal(model: str = NAME, revision: str | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        fetch(Config(**{"model": NAME} | settings))
+        fetch(Config(model=model, revision=revision))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -118,9 +121,9 @@ def test_a_download_larger_than_the_disk_is_not_begun(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, CHUNK))
     said = refusal()
-    assert "the download needs" in said and "1 MiB free" in said and "HF_HOME" in said
+    assert "the download needs" in said and "free" in said and "HF_HOME" in said
     assert not any(each.startswith("GET") and "safetensors" in each for each in online.requests)
 
 
@@ -156,6 +159,31 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbour() -> None:
         model=f"{folder}/dmo"
     )
     assert "holds no config.json" in refusal(model=str(folder))
+
+
+def test_modelscope_is_asked_where_the_operator_says_so(
+    online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", online.address)
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+    told: list[tuple[str, int, int, str]] = []
+    config = Config(model=NAME, use_modelscope=True)
+    source = fetch(config, lambda *report: told.append(report))
+    size = (online.folder / "model.safetensors").stat().st_size
+    assert (source.folder / "model.safetensors").stat().st_size == size
+    assert (source.hub, source.revision) == ("ModelScope", "master")
+    assert told[-1] == ("downloading", size, size, "B")
+    assert all("/api/v1/" in request for request in online.requests)
+    with pytest.raises(ConfigError, match=r"no model 'tiny/other'"):
+        fetch(replace(config, model="tiny/other"))
+
+
+def test_modelscope_without_its_package_names_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    with pytest.raises(ConfigError, match="pip install modelscope-hub"):
+        fetch(Config(model=NAME, use_modelscope=True))
 
 
 # Progress --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ are ever fetched. Knows folders and hubs, no tensors.
 
 import difflib
 import errno
+import logging
 import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
@@ -250,6 +251,7 @@ def _modelscope(config: Config, patterns: list[str], report: Report) -> Source:
         raise ConfigError(
             "ModelScope needs a package that is not installed: pip install modelscope-hub"
         ) from None
+    logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
     callback = type("_Callback", (_FileProgress,), {"report": staticmethod(report)})
     try:
         folder = modelscope_hub.HubApi().download_repo(
@@ -260,10 +262,15 @@ def _modelscope(config: Config, patterns: list[str], report: Report) -> Source:
             local_files_only=constants.is_offline_mode(),
             progress_callbacks=[callback],
         )
-    except (modelscope_hub.HubError, OSError, ValueError) as error:
-        hint = _like(config.model, KNOWN) or "; check the id, the revision and the network"
+    except modelscope_hub.NotExistError:
+        what = f" in revision {config.revision!r}" if config.revision else ""
         raise ConfigError(
-            f"ModelScope did not give {config.model}: {_first_line(error)}{hint}"
+            f"ModelScope has no model {config.model!r}{what}{_like(config.model, KNOWN)}"
+        ) from None
+    except (modelscope_hub.HubError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"ModelScope did not give {config.model}: {_first_line(error)}; check the network, "
+            "or give a local folder"
         ) from None
     return Source(
         name=config.model, folder=folder, hub="ModelScope", revision=config.revision or "master"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import set_tqdm_hook
@@ -46,8 +47,9 @@ def read_config(source: Source) -> Any:
         )
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{source.name}: its config.json cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the config.json of {source.name} is no good: {reason}") from error
 
 
 def choose_device(config: Config) -> torch.device:
