@@ -7,9 +7,10 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -26,6 +27,7 @@ from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
     NOUN,
     ByteBudget,
+    BytesInFlight,
     check_size,
     is_data_url,
     parse_data_url,
@@ -79,6 +81,7 @@ class MediaLoader:
             config.media_ip_networks, domains=config.allowed_media_domains, resolver=resolver
         )
         self._files = LocalFiles(config.allowed_local_media_path)
+        self._in_flight = BytesInFlight()
         self._workers = Workers()
         self._cache = MediaCache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
@@ -94,22 +97,33 @@ class MediaLoader:
         digest that no other scope has. `MediaError`, or the planner's `InvalidValueError`, for the
         first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
-        return await _together(self._decode, await self._plan(refs, scope, fit))
+        with self._budget() as budget:
+            return await _together(self._decode, await self._plan(refs, scope, fit, budget))
 
     async def measure(
         self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
     ) -> list[PlannedMedia]:
         """What `load` would decode; raises what it would raise before that."""
-        return [planned for _, planned in await self._plan(refs, scope, fit)]
+        with self._budget() as budget:
+            return [planned for _, planned in await self._plan(refs, scope, fit, budget)]
+
+    @contextmanager
+    def _budget(self) -> Iterator[ByteBudget]:
+        """Of one request's bytes, which count among those of all until they are decoded."""
+        budget = ByteBudget(self._in_flight)
+        try:
+            yield budget
+        finally:
+            budget.end()
 
     async def _plan(
-        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None
+        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None, budget: ByteBudget
     ) -> list[tuple[_Probed, PlannedMedia]]:
         if self._is_closed:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
-        work = partial(self._probe, _spend_inline(refs), DecodeBudget(), scope)
-        probed = await _together(work, refs)
+        _spend_inline(budget, refs)
+        probed = await _together(partial(self._probe, budget, DecodeBudget(), scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
         planned = [self._plan_alone(each) for each in probed]
@@ -238,13 +252,11 @@ class MediaLoader:
         )
 
 
-def _spend_inline(refs: Iterable[MediaRef]) -> ByteBudget:
-    """The request's budget, less what its data: URLs hold by their length."""
-    budget = ByteBudget()
+def _spend_inline(budget: ByteBudget, refs: Iterable[MediaRef]) -> None:
+    """What data: URLs hold, by their length."""
     for each in (each for ref in refs for each in (ref, *ref.frames)):
         if is_data_url(each.url):
             budget.spend(len(each.url) * 3 // 4, each.declared, each.param)
-    return budget
 
 
 def _check_pixels(probed: Iterable[_Probed]) -> None:
