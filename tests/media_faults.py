@@ -51,12 +51,19 @@ def ask(client: httpx.Client, case: Case) -> Outcome:
     content = [case.part, {"type": "text", "text": "?"}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0}
     began = time.monotonic()
-    answer = client.post("/chat/completions", json=body)
-    seconds = time.monotonic() - began
+    try:
+        answer = client.post("/chat/completions", json=body)
+    except httpx.HTTPError as error:
+        return Outcome(case, 0, _since(began), (repr(error),))
+    seconds = _since(began)
     complaints = list(_complaints(case, answer))
     if seconds > LIMITS[case.kind]:
         complaints.append(f"took {seconds:.1f} s")
     return Outcome(case, answer.status_code, seconds, tuple(complaints))
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began
 
 
 def _complaints(case: Case, answer: httpx.Response) -> Iterator[str]:
@@ -276,10 +283,6 @@ def _strike_at_work(watch: Watch, what: signal.Signals, is_over: object) -> None
             if child.cpu_percent(0.1) > 20.0:
                 child.send_signal(what)
                 return
-
-
-def _since(began: float) -> float:
-    return time.monotonic() - began
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -130,7 +130,7 @@ def _mend_colour_key(image: ImageFile.ImageFile) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip to 255
-        deep = np.asarray(image).astype(np.int64)
+        deep = np.asarray(image)
         grey = Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
         key = image.info.get("transparency")
         return grey if key is None else _on_white(grey, Image.fromarray(deep != key))
@@ -184,6 +184,7 @@ class AvClip:
         self.num_frames = len(times)
         self.fps = _checked_rate(float(stream.average_rate or _rate(times, stream.time_base)))
         self.height, self.width = next(self.frames([0])).shape[:2]
+        check_shape(self.width, self.height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Frames in any order; where the end cannot be decoded, the last good frame stands in."""
