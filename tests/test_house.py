@@ -22,13 +22,14 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "sequence", "config", "errors", "logs"}
+NOUNS = {"", "addresses", "sequence", "config", "errors", "logs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
+    "addresses": {"config"},
     "media": NOUNS,
     "models": NOUNS,
     "engine": NOUNS | {"models"},
@@ -132,7 +133,7 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "errors", "logs", "sequence", "config", "media", "api", "banner", "cli",
+        "", "addresses", "errors", "logs", "sequence", "config", "media", "api", "banner", "cli",
     }  # fmt: skip
 
 
