@@ -22,7 +22,7 @@ export function prepareKnobs() {
     const input = el("input", { id: name, type: "number", min, max, step, inputmode: "decimal" });
     $("knobs").append(el("label.field", { for: name }, word("span", name), input));
   }
-  $("reset").addEventListener("click", () => $("parameters").reset());
+  $("reset-knobs").addEventListener("click", () => $("parameters").reset());
   $("parameters").addEventListener("submit", (event) => event.preventDefault());
   const wide = matchMedia("(min-width: 60rem)");
   wide.addEventListener("change", () => ($("panel").open = wide.matches));

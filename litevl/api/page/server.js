@@ -44,9 +44,11 @@ export function lock() {
 export async function watch() {
   clearTimeout(timer);
   const round = ++rounds;
-  Object.assign(server, await look());
+  const seen = await look();
+  if (round !== rounds) return; // a newer look began with what is known now: another key, perhaps
+  Object.assign(server, seen);
   for (const listener of listeners) listener();
-  if (round !== rounds || document.hidden) return;
+  if (document.hidden) return;
   timer = setTimeout(watch, server.isLocked ? LOCKED_EVERY_MS : EVERY_MS);
 }
 document.addEventListener("visibilitychange", () => document.hidden || watch());
