@@ -96,6 +96,7 @@ class Metrics:
         self.generation_rate = Rate()
         self.finished = Counter(dict.fromkeys(("stop", "length", "abort", "error"), 0))
         self.rejected: Counter[str] = Counter()  # by the code of the error
+        self.connections: Counter[str] = Counter()  # that the server ended, by its reason
         self.time_to_first_token = Histogram(TO_FIRST_TOKEN)
         self.inter_token = Histogram(PER_TOKEN)
         self.time_per_token = Histogram(PER_TOKEN)
@@ -149,6 +150,9 @@ class Metrics:
         yield told.counter("litevl:media_cache_hits", "Media decoded before", self.media_hits)
         yield told.counter(
             "litevl:requests_rejected", "Errors before a first token", self.rejected, "reason"
+        )
+        yield told.counter(
+            "litevl:connections_ended", "Ended by the server", self.connections, "reason"
         )
 
 

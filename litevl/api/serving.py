@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import ssl
 import threading
 import time
 from types import FrameType
@@ -16,9 +17,11 @@ import uvicorn
 
 from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import Limits, within
 from litevl.config import Config
+from litevl.errors import ConfigError
 from litevl.health import Health
 
 logger = logging.getLogger("litevl.api")
@@ -42,12 +45,14 @@ class Server(uvicorn.Server):
         self.budget = BodyBudget(max(MAX_BYTES_IN_FLIGHT, config.max_body_size))
         self._service = service
         self._drained_at: float | None = None  # when patience ends
+        records = Records()
         self._unwell_since: float | None = None
         self.exit_code = 0
         super().__init__(
             uvicorn.Config(
-                create_app(config, service, self.budget),
-                http=within(limits),  # not httptools, which refuses `-X Post`
+                create_app(config, service, self.budget, records),
+                # Not httptools, which refuses `-X Post`.
+                http=within(limits, load_certificate(config), records.note_connection),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -56,8 +61,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,  # nobody asks where a client is
                 timeout_graceful_shutdown=CLOSE_S,
                 timeout_keep_alive=limits.idle_s,
-                ssl_keyfile=config.ssl_keyfile,
-                ssl_certfile=config.ssl_certfile,
             )
         )
 
@@ -103,6 +106,21 @@ def _end_after(seconds: int) -> None:
     """The last word, whatever hangs; not where the server is but a thread of somebody's process."""
     if threading.current_thread() is threading.main_thread():
         signal.alarm(seconds)
+
+
+def load_certificate(config: Config) -> ssl.SSLContext | None:
+    """What connections shake hands with, or None; `ConfigError` where it cannot be read."""
+    if config.ssl_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
+        ) from None
+    return context
 
 
 def raise_file_limit(limits: Limits) -> None:
