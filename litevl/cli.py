@@ -9,7 +9,6 @@ import difflib
 import logging
 import os
 import socket
-import ssl
 import sys
 import threading
 import tomllib
@@ -181,29 +180,14 @@ def serve(config: Config) -> int:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
-    _check_tls(config)
-    listener = _listen(config)
     service = Service(config)
     server = Server(config, service)
+    listener = _listen(config)
     raise_file_limit(Limits())
     loading = _Loading(config, service, server, Serving(config, keys, listener.getsockname()[1]))
     loading.start()
     server.run(sockets=[listener])
-    return 1 if loading.failure else 0
-
-
-def _check_tls(config: Config) -> None:
-    """Read the certificate before anything is promised."""
-    if config.ssl_certfile is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            config.ssl_certfile, config.ssl_keyfile
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
-        ) from None
+    return 1 if loading.failure else server.exit_code
 
 
 def _listen(config: Config) -> socket.socket:
@@ -317,13 +301,16 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
     )
     sampler = Sampler(model.vocab_size, config.max_num_seqs, model.device)
     runner = Runner(model, model.new_cache(plan.num_blocks), sampler, encoder_cache)
-    return Engine(
+    engine = Engine(
         scheduler,
         runner,
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_queued_reqs=config.max_num_queued_reqs,
     )
+    if model.device.type == "cpu":  # where one large picture may take minutes, layer by layer
+        model.on_each_layer(engine.beat)
+    return engine
 
 
 def _default_name(model: str) -> str:

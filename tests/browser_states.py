@@ -14,7 +14,7 @@ from browser import ask, chromium, last_answer, open_view, visit, wait_for_end
 from fakes import CARD, KEY, Rig, running, say
 from litevl.api.auth import Keys
 from litevl.errors import ContextLengthError, InternalError, QueueFullError
-from litevl.sequence import Health
+from litevl.health import Health
 from media_samples import png
 
 MARKUP = "<img src=x onerror=document.title='owned'></p>"

@@ -22,10 +22,11 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "addresses", "sequence", "config", "errors", "logs"}
+NOUNS = {"", "addresses", "sequence", "health", "config", "errors", "logs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "health": set(),
     "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
@@ -45,7 +46,7 @@ WITHOUT_ASSERT = ("api", "media", "config", "cli", "banner", "logs")
 # Where `except Exception` may stand, how often, and why.
 BROAD_EXCEPTS = {
     "litevl.cli": 1,  # a start that fails ends the process with one line
-    "litevl.engine.engine": 1,  # a step that fails ends its sequences, not the thread
+    "litevl.engine.engine": 2,  # a step or token that fails ends whose fault it is, not the thread
     "litevl.api.middleware": 1,  # the ASGI edge: a bug is a 500 with our error shape
     "litevl.api.exchange": 1,  # the body of a stream: a failure is its last frame
     "litevl.media.decode": 2,  # the child: readers throw anything at broken bytes and broken tags
@@ -64,7 +65,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks")
+PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks", "soak")
 
 
 def room(module: str) -> str:
@@ -133,7 +134,8 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "addresses", "errors", "logs", "sequence", "config", "media", "api", "banner", "cli",
+        "", "addresses", "errors", "health", "logs", "sequence", "config",
+        "media", "api", "banner", "cli",
     }  # fmt: skip
 
 
