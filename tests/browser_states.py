@@ -58,7 +58,7 @@ def test_it_is_there_while_the_model_loads_and_becomes_ready_by_itself(browser: 
     with running(is_loaded=False) as rig, visit(browser, rig.url, key=KEY) as page:
         state(page).to_have_text("loading")
         expect(page.locator("#notice")).to_contain_text("The model is loading: starting")
-        rig.service.report("loading weights", 3, 4, "B")
+        rig.service.report("loading", 3, 4)
         expect(page.locator("#notice")).to_contain_text("reading the weights 75 %")
         assert page.locator("#notice progress").evaluate("(bar) => bar.value") == 0.75
         rig.attach()

@@ -29,9 +29,8 @@ const WORDS = {
   noticeUnreachable: ["The server cannot be reached. If it should be running, its terminal says why it is not. Trying again…", "无法连接服务器。如果它本应在运行，请查看终端里的原因。正在重试……"],
   // what a loading is at; a phase that is not here is shown as the server calls it
   "phase.starting": ["starting", "启动"],
-  "phase.checking": ["checking the machine", "检查机器"],
   "phase.downloading": ["downloading", "下载"],
-  "phase.loading weights": ["reading the weights", "读取权重"],
+  "phase.loading": ["reading the weights", "读取权重"],
   "phase.warming up": ["warming up", "预热"],
   // the key
   keyNeeded: ["This server asks for its API key: the start of litevl named the file that holds it.", "服务器需要 API 密钥：litevl 启动时说明了保存它的文件。"],
