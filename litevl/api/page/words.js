@@ -25,7 +25,7 @@ const WORDS = {
   noticeLoading: ["The model is loading: {phase}. Everything here works as soon as it is ready.", "模型加载中：{phase}。就绪后即可使用。"],
   noticeDraining: ["The server is finishing its last answers and takes no new requests. It will be gone in half a minute.", "服务器正在完成最后的回答，不再接受新请求，半分钟内停止。"],
   noticeStalled: ["The engine has not finished a step for a while. If that lasts, restart litevl; its log says what it was doing.", "引擎长时间没有完成一步计算。如果持续如此，请重启 litevl；日志里有最后的动作。"],
-  noticeDead: ["The engine has failed and answers nothing more. Restart litevl; its log says why.", "引擎已失败，不再回答。请重启 litevl，原因见日志。"],
+  noticeDead: ["The engine has failed, and litevl ends. Start it again, if no supervisor does; its log says why.", "引擎已失败，litevl 即将退出。若没有守护进程，请重新启动；原因见日志。"],
   noticeUnreachable: ["The server cannot be reached. If it should be running, its terminal says why it is not. Trying again…", "无法连接服务器。如果它本应在运行，请查看终端里的原因。正在重试……"],
   // what a loading is at; a phase that is not here is shown as the server calls it
   "phase.starting": ["starting", "启动"],
