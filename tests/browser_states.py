@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browser import ask, chromium, last_answer, open_view, visit, wait_for_end
+from browser import PHONE, ask, chromium, last_answer, open_view, visit, wait_for_end
 from fakes import CARD, KEY, Rig, running, say
 from litevl.api.auth import Keys
 from litevl.errors import ContextLengthError, InternalError, QueueFullError
@@ -177,6 +177,27 @@ def test_thoughts_are_open_while_they_come_and_fold_for_the_answer(rig: Rig, pag
     expect(last_answer(page)).to_have_text("Three.")
     thoughts.locator("summary").click()
     expect(thoughts.get_by_text("Hm, sheep.")).to_be_visible()
+
+
+def test_who_is_at_the_end_stays_there_and_who_reads_above_is_left_alone(
+    browser: Browser, rig: Rig
+) -> None:
+    lines = "\n\n".join(str(number) for number in range(90))
+    rig.engine.script = lambda sequence: say(lines)
+    with visit(browser, rig.url, key=KEY, viewport=PHONE) as page:
+        rig.engine.hold(60)
+        ask(page, "Count")
+        expect(last_answer(page).locator("p").nth(10)).to_be_in_viewport()
+        page.evaluate("scrollTo(0, 0)")
+        rig.engine.release()
+        wait_for_end(page)
+        assert page.evaluate("scrollY") == 0
+        ask(page, "Again")
+        wait_for_end(page)
+        expect(page.locator(".stats").last).to_be_in_viewport()
+        open_view(page, "Live")
+        expect(page.locator("#recent tbody tr")).to_have_count(2)
+        assert page.evaluate("scrollY") == 0
 
 
 def test_a_cut_answer_says_so(rig: Rig, page: Page) -> None:

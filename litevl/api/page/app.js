@@ -13,7 +13,7 @@ const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "n
 
 // The key comes in the fragment, which no server and no log sees; it does not stay there either.
 function readAddress() {
-  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  const key = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("key");
   if (key !== null) {
     history.replaceState(null, "", location.pathname + location.search);
     setKey(key);

@@ -167,7 +167,8 @@ async function bodyOf(turn) {
 
 /** Whoever is at the end of the page stays there, whatever grows: text, and pictures as they load. */
 function scrollDown() {
-  if (follows) document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
+  const isShown = $("thread").offsetParent !== null; // another view has its own place
+  if (follows && isShown) document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
 }
 new ResizeObserver(scrollDown).observe($("thread"));
 addEventListener("scroll", () => {
