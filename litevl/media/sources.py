@@ -360,11 +360,12 @@ def parse_data_url(ref: MediaRef) -> bytes:
             kind = sniff(_decode_base64(piece[: HEAD * 4 // 3], ref), ref.param).kind
         elif was_padded:
             raise _broken_base64(ref)
+        check_size(len(data) + len(piece) * 3 // 4 - 2, kind, ref.param)  # 2: there may be padding
         data += _decode_base64(piece, ref)
         was_padded = piece.endswith("=")
-        check_size(len(data), kind, ref.param)
     if kind is None:
         raise empty_error(ref)
+    check_size(len(data), kind, ref.param)
     return bytes(data)
 
 
