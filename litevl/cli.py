@@ -282,13 +282,16 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
     )
     sampler = Sampler(model.vocab_size, config.max_num_seqs, model.device)
     runner = Runner(model, model.new_cache(plan.num_blocks), sampler, encoder_cache)
-    return Engine(
+    engine = Engine(
         scheduler,
         runner,
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_queued_reqs=config.max_num_queued_reqs,
     )
+    if model.device.type == "cpu":  # where one large picture may take minutes, layer by layer
+        model.on_each_layer(engine.beat)
+    return engine
 
 
 def _default_name(model: str) -> str:

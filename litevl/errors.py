@@ -19,6 +19,7 @@
     InternalError              500     server_error               server_error
     ConfigError                -       the operator's: `litevl` prints it and exits with 1
     UsageError                 -       a command line that cannot be read: with 2
+    DeviceLostError            -       nothing runs on the device any more: the process ends
 
 Raised by every room, turned into JSON by `api/responses.py` alone. Messages never repeat what a
 caller sent beyond names and numbers. This module knows no HTTP library.
@@ -167,3 +168,7 @@ class ConfigError(Exception):
 
 class UsageError(ConfigError):
     """The command line cannot be read; the message names what was meant, or where to look."""
+
+
+class DeviceLostError(Exception):
+    """The device takes no more work from this process, whatever it is; only a new one can help."""

@@ -7,7 +7,6 @@ model.
 import errno
 import logging
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -33,30 +32,15 @@ def serve(config: Config, load: Load) -> int:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     keys = load_keys(config)
     config = replace(config, api_key=keys.values)
-    _check_tls(config)
-    listener = _listen(config)
     service = Service(config)
     server = Server(config, service)
+    listener = _listen(config)
     raise_file_limit(Limits())
     serving = Serving(config, keys, listener.getsockname()[1])
     loading = _Loading(load, service, server, serving)
     loading.start()
     server.run(sockets=[listener])
-    return 1 if loading.failure else 0
-
-
-def _check_tls(config: Config) -> None:
-    """Read the certificate before anything is promised."""
-    if config.ssl_certfile is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            config.ssl_certfile, config.ssl_keyfile
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
-        ) from None
+    return 1 if loading.failure else server.exit_code
 
 
 def _listen(config: Config) -> socket.socket:

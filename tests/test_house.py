@@ -23,10 +23,11 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "sequence", "config", "errors", "logs", "progress"}
+NOUNS = {"", "sequence", "health", "config", "errors", "logs", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "health": set(),
     "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
@@ -52,7 +53,7 @@ WITHOUT_ASSERT = ("api", "media", "config", "settings", "cli", "serve", "ask", "
 # Where `except Exception` may stand, how often, and why.
 BROAD_EXCEPTS = {
     "litevl.serve": 1,  # a start that fails ends the process with one line
-    "litevl.engine.engine": 1,  # a step that fails ends its sequences, not the thread
+    "litevl.engine.engine": 2,  # a step or token that fails ends whose fault it is, not the thread
     "litevl.api.middleware": 1,  # the ASGI edge: a bug is a 500 with our error shape
     "litevl.api.exchange": 1,  # the body of a stream: a failure is its last frame
     "litevl.media.decode": 2,  # the child: readers throw anything at broken bytes and broken tags
@@ -71,7 +72,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks")
+PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks", "soak")
 
 
 def room(module: str) -> str:
@@ -140,7 +141,7 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "errors", "logs", "sequence", "config", "settings", "progress",
+        "", "errors", "health", "logs", "sequence", "config", "settings", "progress",
         "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 

@@ -110,8 +110,10 @@ async def answer(
 ) -> None:
     """Have the body accepted and answered, unless the client hangs up before."""
     backend = service.ready_backend()
-    accepting = accept(backend, await Request(scope, receive).body(), scope)
-    await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))
+    body = await Request(scope, receive).body()
+    with service.admission.enter(scope):
+        accepting = accept(backend, body, scope)
+        await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))
 
 
 async def _answer(

@@ -27,10 +27,10 @@ from litevl.api.service import Service
 from litevl.api.status import StatusEndpoints
 from litevl.api.tokens import TokenEndpoints
 from litevl.config import Config
-from litevl.sequence import Health
+from litevl.health import Health
 
 
-def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
+def create_app(config: Config, service: Service, budget: BodyBudget, records: Records) -> ASGIApp:
     """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
 
     @contextlib.asynccontextmanager
@@ -39,7 +39,6 @@ def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
         yield
         await service.stop()
 
-    records = Records()
     table = routes(config, service, records)
     router = Router(table, redirect_slashes=False, lifespan=lifespan)
     recorded = partial(Recording, records=records, paths={route.path for route in table})

@@ -21,6 +21,7 @@ from litevl.logs import FIELDS
 from litevl.sequence import FinishReason, LoadedMedia, MediaKind, Prompt, Sequence
 
 logger = logging.getLogger("litevl.request")
+wire_logger = logging.getLogger("litevl.wire")
 
 GENERATING = frozenset({"/chat/completions", "/completions"})
 UNLOGGED = frozenset({"/health", "/health/live", "/metrics", "/status"})  # asked all the time
@@ -170,6 +171,12 @@ class Records:
     def recent(self) -> list[JSONObject]:
         """The last requests that asked for an answer, newest first."""
         return list(reversed(self._recent))
+
+    def note_connection(self, why: str) -> None:
+        """The server ended a connection that brought no request, or not all of one, or took no
+        answer; `why` is one of the wire's own words."""
+        self.metrics.connections[why] += 1
+        wire_logger.info("connection ended: %s", why, extra={FIELDS: {"reason": why}})
 
     def begin(self, scope: Scope, name: str, endpoint: str) -> RequestRecord:
         """`endpoint` must be one of ours: a path can hold whatever a caller wrote."""

@@ -12,10 +12,12 @@ from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from litevl.api.admission import Admission, pixels_that_fit
 from litevl.api.ports import Backend
 from litevl.config import Config
 from litevl.errors import InternalError, LitevlError, UnavailableError
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.health import Health
+from litevl.sequence import FinishReason, Sequence, StepOutput
 
 PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
 
@@ -97,6 +99,9 @@ class Service:
     """The model as the HTTP side sees it: perhaps still loading, perhaps on its way out."""
 
     def __init__(self, config: Config) -> None:
+        self.admission = Admission(
+            config.max_num_seqs + config.max_num_queued_reqs, pixels_that_fit()
+        )
         self._backend: Backend | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False

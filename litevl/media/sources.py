@@ -5,11 +5,16 @@ sockets or decoders.
 """
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
+from litevl.errors import (
+    InvalidValueError,
+    MediaError,
+    UnavailableError,
+    UnsupportedParameterError,
+)
 from litevl.sequence import Detail, MediaKind, MediaOptions, MediaRef
 
 Schema = dict[str, object]
@@ -18,9 +23,10 @@ Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
 MAX_BYTES: Mapping[MediaKind, int] = {"image": 20 * 2**20, "video": 64 * 2**20}
 MAX_REQUEST_BYTES = 256 * 2**20  # of all files of one request, as they come
+MAX_BYTES_IN_FLIGHT = 2 * MAX_REQUEST_BYTES  # of the files of all requests
 MAX_FRAME_LIST = 768  # frames of a clip that comes as pictures
 MAX_OPTION = 2**53  # beyond it an integer is not a float any more
-BASE64_PIECE = 2**20  # characters, four to three bytes: some 2 ms of work
+BASE64_PIECE = 2**18  # characters, four to three bytes: some 0.5 ms of work
 HEAD = 48  # bytes that are enough for `sniff`
 
 _KINDS: Mapping[str, MediaKind] = {
@@ -313,7 +319,10 @@ def _sniff_image(data: bytes) -> Sniffed | None:
     return None
 
 
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_STILL_BRANDS = (
+    b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1",
+    b"jp2 ", b"jpx ", b"jpm ", b"mjp2", b"crx ",
+)  # fmt: skip
 
 
 def _sniff_video(data: bytes) -> Sniffed | None:
@@ -338,14 +347,34 @@ def check_size(num_bytes: int, kind: MediaKind, param: str) -> None:
         )
 
 
-class ByteBudget:
-    """What one request may still bring, all its files together."""
+class BytesInFlight:
+    """Of the files of all requests together. Belongs to one event loop."""
 
     def __init__(self) -> None:
+        self.used = 0
+
+    def take(self, num_bytes: int) -> None:
+        """`UnavailableError`, and nothing taken, where it is more than is left."""
+        if self.used + num_bytes > MAX_BYTES_IN_FLIGHT:
+            raise UnavailableError("Too many large files are under way; try again in a moment.")
+        self.used += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        self.used -= num_bytes
+
+
+class ByteBudget:
+    """What one request may still bring, all its files together; `end` when they are not needed."""
+
+    def __init__(self, in_flight: BytesInFlight | None = None) -> None:
         self._left = MAX_REQUEST_BYTES
+        self._in_flight = in_flight or BytesInFlight()
+        self._taken = 0
 
     def spend(self, num_bytes: int, kind: MediaKind, param: str) -> None:
         """`MediaError` too_large for the file that goes beyond it."""
+        self._in_flight.take(num_bytes)
+        self._taken += num_bytes
         self._left -= num_bytes
         if self._left < 0:
             raise MediaError(
@@ -355,37 +384,57 @@ class ByteBudget:
                 code=f"{kind}_too_large",
             )
 
+    def end(self) -> None:
+        """Count none of them any more among those of all requests."""
+        self._in_flight.give_back(self._taken)
+        self._taken = 0
+
 
 def is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
 def parse_data_url(ref: MediaRef) -> bytes:
-    """The bytes of a `data:...;base64,` URL, sniffed and measured before they are decoded in full.
+    """The bytes of a `data:...;base64,` URL, sniffed first and measured as they are decoded.
 
     Slow for long ones: call it in a thread. `MediaError` for broken base64, nothing inside, other
     magic bytes, or too much.
     """
-    header, comma, payload = ref.url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
+    start = ref.url.find(",") + 1
+    if ref.url[max(start - 8, 0) : start].lower() != ";base64,":
         raise _broken_base64(ref)
-    payload = "".join(payload.split())  # base64 is often wrapped in lines
-    if not payload:
+    data, was_padded = bytearray(), False
+    kind: MediaKind | None = None
+    for piece in _quartets(ref.url, start):
+        if kind is None:
+            kind = sniff(_decode_base64(piece[: HEAD * 4 // 3], ref), ref.param).kind
+        elif was_padded:
+            raise _broken_base64(ref)
+        data += _decode_base64(piece, ref)
+        was_padded = piece.endswith("=")
+        check_size(len(data), kind, ref.param)
+    if kind is None:
         raise empty_error(ref)
-    head = _decode_base64(payload[: HEAD * 4 // 3], ref)
-    check_size(
-        len(payload) * 3 // 4 - payload[-2:].count("="), sniff(head, ref.param).kind, ref.param
-    )
-    return _decode_base64(payload, ref)
+    return bytes(data)
 
 
-def _decode_base64(payload: str, ref: MediaRef) -> bytes:
-    """Piece by piece: one call for all of it would keep the interpreter from every other client."""
-    pieces = [payload[at : at + BASE64_PIECE] for at in range(0, len(payload), BASE64_PIECE)]
+def _quartets(text: str, start: int) -> Iterator[str]:
+    """What stands behind `start` without white space (base64 is often wrapped in lines), in pieces
+    of whole quartets: one call for all would keep the interpreter from every other client."""
+    rest = ""
+    for at in range(start, len(text), BASE64_PIECE):
+        piece = rest + "".join(text[at : at + BASE64_PIECE].split())
+        whole = len(piece) // 4 * 4
+        piece, rest = piece[:whole], piece[whole:]
+        if piece:
+            yield piece
+    if rest:
+        yield rest
+
+
+def _decode_base64(piece: str, ref: MediaRef) -> bytes:
     try:
-        if any(piece.endswith("=") for piece in pieces[:-1]):
-            raise ValueError
-        return b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
+        return binascii.a2b_base64(piece, strict_mode=True)
     except ValueError:
         raise _broken_base64(ref) from None
 
