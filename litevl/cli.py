@@ -215,7 +215,8 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     processor = Processor.load(str(source.folder), model_config, config)
     device = loader.choose_device(config)
     dtype = loader.choose_dtype(config, device)
-    check_weights(needs_of(model_config).weights(dtype, device.type), device)
+    weights = needs_of(model_config).weights(dtype, device.type)
+    check_weights(weights, device)
     hub.fetch_weights(source, config, report)
     model = loader.load_model(source, config, report)
     report("warming up", 0, 0, "")
@@ -232,8 +233,9 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     summary = {
         "source": _origin(source),
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
-        "context": f"{plan.max_model_len} tokens",
-        "KV cache": f"{plan.num_bytes / 2**20:,.0f} MiB, {plan.num_blocks} blocks",
+        "context": f"{plan.max_model_len:,} tokens",
+        "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
+        f"{plan.num_blocks * model.backend.block_size:,} tokens",
     }
     backend = Backend(
         card=card,

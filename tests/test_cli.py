@@ -208,7 +208,7 @@ def test_a_model_that_cannot_be_served_ends_the_start_with_a_reason(
         (folder / "config.json").write_text(text)
     assert main(["serve", "--port", "0", str(folder)]) == 1
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 2 and words in said[1]  # after the line that it listens
+    assert len(said) == 3 and words in said[2]  # after the lines that it listens and starts
 
 
 # About a model ---------------------------------------------------------------------------------
