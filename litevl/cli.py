@@ -22,6 +22,15 @@ from litevl.progress import Progress, Report, ignore
 from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
 
 
+EXAMPLES = """examples:
+  litevl serve                                       the demo, on this machine alone
+  litevl serve Qwen/Qwen2.5-VL-7B-Instruct           a model from the hub
+  litevl ask picture.jpg "What is written there?"    asks the running server
+  litevl info Qwen/Qwen3-VL-8B-Instruct              does it fit?
+
+`litevl COMMAND --help` tells more of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One of litevl's commands: what its help says, its arguments, and what runs it."""
@@ -65,10 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="litevl",
         usage="litevl COMMAND ...",
         description="A vision-language server behind the OpenAI chat API.",
-        epilog="`litevl COMMAND --help` tells more of each.",
+        epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"litevl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(dest="command", metavar="", title="commands")
     for name, command in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -155,8 +164,8 @@ COMMANDS = {
     "serve": Command(
         usage="litevl serve [MODEL] [--flag VALUE ...]",
         help="serve a model",
-        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line wins "
-        "over the environment, that over --config FILE.toml.",
+        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line\n"
+        "wins over the environment, that over --config FILE.toml.",
         add_arguments=add_settings,
         run=_serve,
     ),
@@ -170,16 +179,16 @@ COMMANDS = {
     "info": Command(
         usage="litevl info [MODEL] [--flag VALUE ...]",
         help="what a model needs and offers",
-        description="Tell a model's size, the memory it needs, and what it can do. Its weights are "
-        "not downloaded.",
+        description="Tell a model's size, the memory it needs, and what it can do. Its weights\n"
+        "are not downloaded.",
         add_arguments=_model_settings,
         run=_info,
     ),
     "check": Command(
         usage="litevl check [MODEL] [--flag VALUE ...]",
         help="compare with transformers, token for token",
-        description="Compare greedy tokens with those of transformers' generate on this machine: "
-        "alone, batched and cached. Exits with 1 where they differ.",
+        description="Compare greedy tokens with those of transformers' generate on this\n"
+        "machine: alone, batched and cached. Exits with 1 where they differ.",
         add_arguments=_model_settings,
         run=_check,
     ),
