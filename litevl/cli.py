@@ -21,7 +21,6 @@ from litevl.errors import ConfigError, UsageError
 from litevl.progress import Progress, Report, ignore
 from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
 
-
 EXAMPLES = """examples:
   litevl serve                                       the demo, on this machine alone
   litevl serve Qwen/Qwen2.5-VL-7B-Instruct           a model from the hub
@@ -239,8 +238,7 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
         eos_token_ids=settings.eos_token_ids,
         defaults=settings.defaults,
     )
-    summary = {
-        "source": _origin(source),
+    summary = _origin(source) | {
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "context": f"{plan.max_model_len:,} tokens",
         "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
@@ -267,11 +265,11 @@ def _quieten() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def _origin(source: Any) -> str:
-    """Where the model came from, as the banner and `litevl info` say it."""
-    if not source.hub:
-        return "bundled with litevl" if source.name == "demo" else str(source.folder)
-    return f"{source.name} at {source.hub}, revision {source.revision}"
+def _origin(source: Any) -> dict[str, str]:
+    """Where the model came from, as the banner says it."""
+    if source.hub:
+        return {"source": f"{source.name} at {source.hub}", "revision": source.revision}
+    return {"source": "bundled with litevl" if source.name == "demo" else str(source.folder)}
 
 
 def _engine(model: Any, plan: Any, config: Config) -> Any:
