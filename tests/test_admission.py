@@ -48,9 +48,25 @@ async def play(some: list[tuple[int, int]], cancelled: list[int]) -> None:
         for each in tasks:
             with suppress(asyncio.CancelledError):
                 await each
-    assert begun == sorted(begun)  # in the order of their coming
+    with_pixels = [index for index in begun if some[index][0]]
+    assert with_pixels == sorted(with_pixels)  # in the order of their coming
     assert len(begun) == len(some) or cancelled
     assert (admitted.num_requests, admitted.num_pixels) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_a_request_without_pictures_waits_for_no_picture() -> None:
+    admitted = Admission(3, ROOM)
+    scopes: list[dict[str, Any]] = [{}, {}, {}]
+    first, large, text = scopes
+    with admitted.enter(first), admitted.enter(large), admitted.enter(text):
+        await admitted.hold_pixels(first, 60)
+        waiting = asyncio.create_task(admitted.hold_pixels(large, 80))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            await admitted.hold_pixels(text, 0)
+        assert not waiting.done()
+        waiting.cancel()
 
 
 @pytest.mark.anyio
