@@ -116,7 +116,7 @@ def _key_line(keys: Keys) -> str:
 
 def _curl(serving: Serving, card: ModelCard) -> list[str]:
     """A request about the sample picture, ready to paste into another terminal."""
-    request = _state_folder() / f"sample-request-{serving.port}.json"
+    request = state_folder() / f"sample-request-{serving.port}.json"
     try:
         write_private(request, json.dumps(sample_request(card)))
     except OSError as error:
@@ -142,7 +142,8 @@ def sample_request(card: ModelCard) -> dict[str, object]:
     return {"model": card.names[0], "messages": [{"role": "user", "content": content}]}
 
 
-def _state_folder() -> Path:
+def state_folder() -> Path:
+    """Where litevl keeps what it writes for its user."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "litevl"
 
 

@@ -17,7 +17,9 @@
     QueueFullError             429     rate_limit_error           rate_limit_exceeded
     UnavailableError           503     service_unavailable_error  server_is_overloaded, server_error
     InternalError              500     server_error               server_error
-    ConfigError                -       the operator's: `litevl` prints it and exits non-zero
+    ConfigError                -       the operator's: `litevl` prints it and exits with 1
+    UsageError                 -       a command line that cannot be read: with 2
+    DeviceLostError            -       nothing runs on the device any more: the process ends
 
 Raised by every room, turned into JSON by `api/responses.py` alone. Messages never repeat what a
 caller sent beyond names and numbers. This module knows no HTTP library.
@@ -162,3 +164,11 @@ class InternalError(LitevlError):
 
 class ConfigError(Exception):
     """What an operator asked for cannot be done; the message says why and what to do."""
+
+
+class UsageError(ConfigError):
+    """The command line cannot be read; the message names what was meant, or where to look."""
+
+
+class DeviceLostError(Exception):
+    """The device takes no more work from this process, whatever it is; only a new one can help."""

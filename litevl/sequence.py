@@ -425,26 +425,3 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """What the engine holds now, and what it has counted since its start."""
-
-    num_running: int  # sequences
-    num_waiting: int
-    num_blocks: int  # of the KV cache
-    kv_usage: float  # the share of these that sequences hold, from 0 to 1
-    block_size: int  # tokens
-    num_preemptions: int
-    prefix_queries: int  # prompt tokens
-    prefix_hits: int  # of these, found in the prefix cache
-    encoder_hits: int  # pictures and clips whose features were there
-
-
-class Health(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    STALLED = "stalled"
-    DEAD = "dead"

@@ -14,9 +14,9 @@ from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import MAX_FAILED_STEPS, QUEUE_S, Engine
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import ContextLengthError, InternalError, QueueFullError, UnavailableError
+from litevl.health import Health
 from litevl.sequence import (
     FinishReason,
-    Health,
     Prompt,
     SampledToken,
     SamplingParams,

@@ -69,6 +69,8 @@ class Admission:
 
         `UnavailableError` where there is none in time.
         """
+        if not pixels:  # texts stand in nobody's line
+            return
         claim: _Claim = scope[_CLAIM]
         claim.wanted = min(pixels, self._max_pixels)
         self._waiting.append(claim)

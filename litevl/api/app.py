@@ -27,7 +27,7 @@ from litevl.api.service import Service
 from litevl.api.status import StatusEndpoints
 from litevl.api.tokens import TokenEndpoints
 from litevl.config import Config
-from litevl.sequence import Health
+from litevl.health import Health
 
 
 def create_app(config: Config, service: Service, budget: BodyBudget, records: Records) -> ASGIApp:

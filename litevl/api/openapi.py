@@ -14,7 +14,8 @@ from litevl.api.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from litevl.sequence import FinishReason, Health
+from litevl.health import Health
+from litevl.sequence import FinishReason
 
 # Shapes of answers -----------------------------------------------------------------------------
 

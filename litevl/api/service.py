@@ -16,7 +16,8 @@ from litevl.api.admission import Admission, pixels_that_fit
 from litevl.api.ports import Backend
 from litevl.config import Config
 from litevl.errors import InternalError, LitevlError, UnavailableError
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.health import Health
+from litevl.sequence import FinishReason, Sequence, StepOutput
 
 PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
 

@@ -4,6 +4,9 @@
 `engine.py`; knows nothing of queues, budgets or requests.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +15,14 @@ from torch import Tensor
 from litevl.engine.batch import PackedBatch, pack
 from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.sampler import Draw, Sampler
-from litevl.errors import UnavailableError
+from litevl.errors import DeviceLostError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import SampledToken, Step
+
+NO_MEMORY = "can't allocate memory"  # how the host's allocator says it
+# After these the context is broken: whatever comes next fails too.
+LOST = re.compile("CUDA error|CUBLAS_STATUS|CUDNN_STATUS|device-side assert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,8 @@ class Launched:
 
     def wait(self) -> list[SampledToken]:
         """Block until the step is done; one token for each sampled sequence, in chunk order."""
-        return self.draw.read() if self.draw else []
+        with _told():
+            return self.draw.read() if self.draw else []
 
 
 class Runner:
@@ -41,12 +49,17 @@ class Runner:
         self._encoder_cache = encoder_cache
 
     def launch(self, step: Step) -> Launched:
-        """Start a step's forward pass; UnavailableError when the device is out of memory."""
+        """Start a step's forward pass. MemoryError when there is no room for it, even without all
+        that is only kept; DeviceLostError when there is no device any more."""
         try:
-            return self._launch(step)
-        except torch.OutOfMemoryError:
+            with _told():
+                return self._launch(step)
+        except MemoryError:
             self._encoder_cache.clear()
-            raise UnavailableError("Out of memory; try again, or send less.") from None
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        with _told():
+            return self._launch(step)
 
     @torch.inference_mode()
     def _launch(self, step: Step) -> Launched:
@@ -79,3 +92,18 @@ class Runner:
         if not spans:
             return torch.empty(0, device=self._model.device)
         return torch.cat([self._encoder_cache.get(s.key)[s.start : s.stop] for s in spans])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What torch raises, in words that the engine knows."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
+    except RuntimeError as error:
+        if NO_MEMORY in str(error):
+            raise MemoryError from None
+        if isinstance(error, torch.AcceleratorError) or LOST.search(str(error)):
+            raise DeviceLostError(type(error).__name__) from error
+        raise

@@ -33,7 +33,7 @@ from litevl.media.sources import (
     parse_data_url,
     sniff,
 )
-from litevl.media.workers import Item, Workers
+from litevl.media.workers import DecodeBudget, Item, Workers
 from litevl.sequence import (
     LoadedMedia,
     MediaKind,
@@ -46,6 +46,7 @@ from litevl.sequence import (
 )
 
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
+MAX_CLIP_PIXELS = 2 * 768 * 1920 * 1080  # of all frames that a request has decoded
 PARALLEL = 8  # items of one request that load at the same time
 INLINE_BYTES = 2**16  # shorter URLs and files are not worth a thread
 FRAME_LIST_FPS = 2.0  # of a clip that comes as pictures and does not say
@@ -122,11 +123,13 @@ class MediaLoader:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
         _spend_inline(budget, refs)
-        probed = await _together(partial(self._probe, budget, scope), refs)
+        probed = await _together(partial(self._probe, budget, DecodeBudget(), scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
         planned = [self._plan_alone(each) for each in probed]
-        return list(zip(probed, await fit(planned) if fit else planned, strict=True))
+        planned = await fit(planned) if fit else planned
+        _check_frames(planned)
+        return list(zip(probed, planned, strict=True))
 
     async def close(self) -> None:
         """End the children; nobody who is at work with one gets to the end of it."""
@@ -147,13 +150,16 @@ class MediaLoader:
                     code=f"too_many_{kind}s",
                 )
 
-    async def _probe(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+    async def _probe(
+        self, budget: ByteBudget, decoding: DecodeBudget, scope: bytes, ref: MediaRef
+    ) -> _Probed:
         if ref.frames:
-            return await self._probe_frames(budget, scope, ref)
+            work = partial(self._probe, budget, decoding, scope)
+            return self._join_frames(ref, await _together(work, ref.frames))
         data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
-        item = Item(data=data, sniffed=sniffed, param=ref.param)
+        item = Item(data=data, sniffed=sniffed, param=ref.param, budget=decoding)
         name = await self._of_bytes(len(data), _name, data, ref.options, scope)
         known = self._cache.get(name)
         probe = known.probe if known else await self._workers.probe(item)
@@ -162,9 +168,8 @@ class MediaLoader:
             ref=ref, items=(item,), name=name, probe=probe, num_pixels=pixels, known=known
         )
 
-    async def _probe_frames(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+    def _join_frames(self, ref: MediaRef, frames: Many[_Probed]) -> _Probed:
         """Pictures as one clip of the size of the first."""
-        frames = await _together(partial(self._probe, budget, scope), ref.frames)
         for each in frames:
             if each.probe.kind != "image":
                 raise each.items[0].error("stands where a picture is wanted", "parse_error")
@@ -263,6 +268,21 @@ def _check_pixels(probed: Iterable[_Probed]) -> None:
             raise each.items[0].error(
                 f"takes the request beyond {MAX_REQUEST_PIXELS // 10**6} megapixels: send less",
                 "too_large",
+            )
+
+
+def _check_frames(planned: Iterable[PlannedMedia]) -> None:
+    """One budget for all frames of a request that are to be decoded."""
+    pixels = 0
+    for each in (each for each in planned if each.kind == "video"):
+        pixels += len(each.plan.frame_indices) * each.probe.width * each.probe.height
+        if pixels > MAX_CLIP_PIXELS:
+            raise MediaError(
+                f"{each.param}: the clip takes the request beyond"
+                f" {MAX_CLIP_PIXELS // 10**6} megapixels of frames: ask for fewer (fps,"
+                " max_frames), or send a smaller clip",
+                param=each.param,
+                code="video_too_large",
             )
 
 

@@ -319,7 +319,10 @@ def _sniff_image(data: bytes) -> Sniffed | None:
     return None
 
 
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_STILL_BRANDS = (
+    b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1",
+    b"jp2 ", b"jpx ", b"jpm ", b"mjp2", b"crx ",
+)  # fmt: skip
 
 
 def _sniff_video(data: bytes) -> Sniffed | None:
