@@ -15,7 +15,7 @@ import pytest
 
 from litevl.config import Config
 from litevl.errors import InvalidValueError, LitevlError, MediaError, UnavailableError
-from litevl.media import decode, fetch, loader, sources
+from litevl.media import budget, decode, fetch, loader, sources
 from litevl.media.cache import MediaCache
 from litevl.media.loader import MediaLoader
 from litevl.sequence import LoadedMedia, MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
@@ -242,7 +242,7 @@ async def test_all_files_of_a_request_share_one_budget_of_bytes(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(data_url(png())) * 3 // 4
-    monkeypatch.setattr(sources, "MAX_REQUEST_BYTES", 3 * size)
+    monkeypatch.setattr(budget, "MAX_REQUEST_BYTES", 3 * size)
     assert len(await make().load(numbered(png(), png(), png()))) == 3
     broken = reference(f"data:image/png;base64,{'!' * len(data_url(png()))}", param="x")
     error = await error_of(make(), *numbered(png(), png(), png()), broken)
@@ -258,7 +258,7 @@ async def test_fetched_files_count_as_they_come(
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + clip())
         writer.close()
 
-    monkeypatch.setattr(sources, "MAX_REQUEST_BYTES", 2 * len(clip()) + 1)
+    monkeypatch.setattr(budget, "MAX_REQUEST_BYTES", 2 * len(clip()) + 1)
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         loading = make(media_networks=("127.0.0.0/8",))
@@ -273,7 +273,7 @@ async def test_a_long_file_is_refused_by_the_length_of_its_base64(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", {"image": 1000, "video": 3000})
     shape = {"image": png(), "video": clip(frames=2)}
-    for kind, size in (("image", 1001), ("video", 3001)):
+    for kind, size in (("image", 1003), ("video", 3003)):
         head = base64.b64encode(shape[kind][:48]).decode()
         broken_behind = "data:;base64," + head + "!" * (size * 4 // 3)
         assert (await error_of(make(), reference(broken_behind))).code == f"{kind}_too_large"

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
+from litevl.media.budget import ByteBudget, BytesInFlight
 from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
 from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
     NOUN,
-    ByteBudget,
-    BytesInFlight,
     check_size,
     is_data_url,
     parse_data_url,

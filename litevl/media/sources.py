@@ -9,12 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from litevl.errors import (
-    InvalidValueError,
-    MediaError,
-    UnavailableError,
-    UnsupportedParameterError,
-)
+from litevl.errors import InvalidValueError, MediaError, UnsupportedParameterError
 from litevl.sequence import Detail, MediaKind, MediaOptions, MediaRef
 
 Schema = dict[str, object]
@@ -22,8 +17,6 @@ Format = Literal["jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "avi"]
 
 NOUN: Mapping[MediaKind, str] = {"image": "picture", "video": "clip"}
 MAX_BYTES: Mapping[MediaKind, int] = {"image": 20 * 2**20, "video": 64 * 2**20}
-MAX_REQUEST_BYTES = 256 * 2**20  # of all files of one request, as they come
-MAX_BYTES_IN_FLIGHT = 2 * MAX_REQUEST_BYTES  # of the files of all requests
 MAX_FRAME_LIST = 768  # frames of a clip that comes as pictures
 MAX_OPTION = 2**53  # beyond it an integer is not a float any more
 BASE64_PIECE = 2**18  # characters, four to three bytes: some 0.5 ms of work
@@ -347,49 +340,6 @@ def check_size(num_bytes: int, kind: MediaKind, param: str) -> None:
         )
 
 
-class BytesInFlight:
-    """Of the files of all requests together. Belongs to one event loop."""
-
-    def __init__(self) -> None:
-        self.used = 0
-
-    def take(self, num_bytes: int) -> None:
-        """`UnavailableError`, and nothing taken, where it is more than is left."""
-        if self.used + num_bytes > MAX_BYTES_IN_FLIGHT:
-            raise UnavailableError("Too many large files are under way; try again in a moment.")
-        self.used += num_bytes
-
-    def give_back(self, num_bytes: int) -> None:
-        self.used -= num_bytes
-
-
-class ByteBudget:
-    """What one request may still bring, all its files together; `end` when they are not needed."""
-
-    def __init__(self, in_flight: BytesInFlight | None = None) -> None:
-        self._left = MAX_REQUEST_BYTES
-        self._in_flight = in_flight or BytesInFlight()
-        self._taken = 0
-
-    def spend(self, num_bytes: int, kind: MediaKind, param: str) -> None:
-        """`MediaError` too_large for the file that goes beyond it."""
-        self._in_flight.take(num_bytes)
-        self._taken += num_bytes
-        self._left -= num_bytes
-        if self._left < 0:
-            raise MediaError(
-                f"{param}: the {NOUN[kind]} takes the request beyond {MAX_REQUEST_BYTES >> 20} MiB:"
-                " send less",
-                param=param,
-                code=f"{kind}_too_large",
-            )
-
-    def end(self) -> None:
-        """Count none of them any more among those of all requests."""
-        self._in_flight.give_back(self._taken)
-        self._taken = 0
-
-
 def is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
@@ -409,6 +359,7 @@ def parse_data_url(ref: MediaRef) -> bytes:
     for piece in _quartets(ref.url, start):
         if kind is None:
             kind = sniff(_decode_base64(piece[: HEAD * 4 // 3], ref), ref.param).kind
+            check_size(_least_size(ref.url, start), kind, ref.param)
         elif was_padded:
             raise _broken_base64(ref)
         data.append(_decode_base64(piece, ref))
@@ -418,6 +369,12 @@ def parse_data_url(ref: MediaRef) -> bytes:
     if kind is None:
         raise empty_error(ref)
     return b"".join(data)
+
+
+def _least_size(text: str, start: int) -> int:
+    """Of the bytes that base64 from `start` on can be, by its length."""
+    spaces = sum(text.count(space, start) for space in " \t\r\n")
+    return (len(text) - start - spaces) * 3 // 4 - 2
 
 
 def _quartets(text: str, start: int) -> Iterator[str]:
