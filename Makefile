@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test test-clients fuzz soak check bench size eval test-gpu clean
+.PHONY: help install serve test test-clients test-browser fuzz soak check bench size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,15 @@ test-clients: $(INSTALLED)  ## Node's `openai` and AI SDK against a live server 
 	exit 1; fi
 	@cd tests/clients && npm ci --silent --no-audit --no-fund
 	@$(BIN)/python tests/node_clients.py
+
+test-browser: $(INSTALLED)  ## the page in Debian's Chromium (installed here when you are root)
+	@if ! command -v chromium >/dev/null; then \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	echo "make test-browser needs the command chromium: apt-get install chromium, or your system's package"; \
+	exit 1; fi; \
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
+	@$(BIN)/pytest tests/browser_controls.py tests/browser_states.py tests/browser_looks.py $(ARGS)
 
 fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under atheris (FUZZ_RUNS=n FUZZ_SECONDS=n)
 	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \

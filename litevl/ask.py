@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from litevl.banner import is_loopback, state_folder
+from litevl.addresses import is_loopback, state_folder
 from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"

@@ -100,6 +100,10 @@ class Config:
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
     log_format: Literal["text", "json"] = option("text", "how log lines look")
+    public_url: str | None = option(
+        None, "address under which a proxy serves litevl, told by the banner and the page", "URL"
+    )
+    no_page: bool = option(False, "no page at /")
     ssl_keyfile: str | None = option(None, "private key for https", "FILE")
     ssl_certfile: str | None = option(None, "certificate for https", "FILE")
 
@@ -116,6 +120,7 @@ class Config:
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must lie in 0..65535, got {self.port}")
+        self._check_public_url()
         if any(
             len(key) < 1 or not key.isascii() or not key.isprintable() or " " in key
             for key in self.api_key
@@ -133,6 +138,14 @@ class Config:
             raise ConfigError(
                 f"--max-num-queued-reqs must not be negative, got {self.max_num_queued_reqs}"
             )
+
+    def _check_public_url(self) -> None:
+        if self.public_url is None:
+            return
+        if not self.public_url.startswith(("http://", "https://")):
+            raise ConfigError("--public-url takes an address that begins with https:// or http://")
+        origin = self.public_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        object.__setattr__(self, "public_url", origin)
 
     def _check_media(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:

@@ -360,11 +360,11 @@ class Rig:
     media: FakeMedia
     grammars: FakeGrammars
 
-    def attach(self) -> None:
+    def attach(self, card: ModelCard = CARD) -> None:
         """End the loading."""
         self.service.attach(
             Backend(
-                card=CARD,
+                card=card,
                 engine=self.engine,
                 preprocessor=self.preprocessor,
                 grammars=self.grammars,

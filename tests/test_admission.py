@@ -15,8 +15,8 @@ from litevl.api import admission
 from litevl.api.admission import Admission
 from litevl.config import Config
 from litevl.errors import QueueFullError, UnavailableError
-from litevl.media import budget
-from litevl.media.budget import ByteBudget, BytesInFlight
+from litevl.media import budgets
+from litevl.media.budgets import ByteBudget, BytesInFlight
 from litevl.media.loader import MediaLoader
 from media_samples import FakePlanner, png, reference
 
@@ -142,7 +142,7 @@ def test_pixels_are_held_until_the_answer_is_out() -> None:
 async def test_files_of_all_requests_together_are_bounded_and_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budget, "MAX_BYTES_IN_FLIGHT", 100)
+    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", 100)
     in_flight = BytesInFlight()
     first, second = ByteBudget(in_flight), ByteBudget(in_flight)
     first.spend(60, "image", "p")
@@ -160,7 +160,7 @@ async def test_files_of_all_requests_together_are_bounded_and_given_back(
 async def test_what_a_request_has_brought_counts_until_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budget, "MAX_BYTES_IN_FLIGHT", len(png()) * 3)
+    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", len(png()) * 3)
     refs = [reference("data:image/png;base64," + base64.b64encode(png()).decode())] * 2
     loader = MediaLoader(FakePlanner(lambda probe: (0,)), Config())
     for _ in range(3):

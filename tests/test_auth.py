@@ -8,6 +8,7 @@ import pytest
 from fakes import KEY, Rig, body, running
 from litevl.api.app import routes
 from litevl.api.auth import OPEN_PATHS, Keys
+from litevl.api.overview import page_routes
 from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.config import Config
@@ -35,7 +36,7 @@ WRONG = [
 ]
 METHODS = {
     route.path.replace("{name:path}", "tiny"): "POST" if "POST" in (route.methods or ()) else "GET"
-    for route in routes(Config(), Service(Config()), Records())
+    for route in (*routes(Config(), Service(Config()), Records()), *page_routes())
 }
 
 
@@ -54,7 +55,8 @@ def call(rig: Rig, path: str, headers: dict[str, str]) -> httpx.Response:
 @pytest.mark.parametrize("prefix", ["", "/v1", "//v1/"])
 @pytest.mark.parametrize("path", METHODS)
 def test_every_address_but_the_open_ones_asks_for_the_key(rig: Rig, path: str, prefix: str) -> None:
-    is_open = path in ("/health", "/health/live", "/version", "/openapi.json", "/metrics")
+    is_open = path in ("/", "/health", "/health/live", "/version", "/openapi.json", "/metrics")
+    is_open |= path.startswith("/page/")
     assert (call(rig, prefix + path, {}).status_code == 200) == is_open
     assert call(rig, prefix + path, RIGHT[0]).status_code == 200
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "sequence", "health", "config", "errors", "logs", "progress"}
+NOUNS = {"", "addresses", "sequence", "health", "config", "errors", "logs", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
+    "addresses": {"config"},
     "media": NOUNS,
     "models": NOUNS,
     "engine": NOUNS | {"models"},
@@ -141,7 +142,7 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "errors", "health", "logs", "sequence", "config", "settings", "progress",
+        "", "addresses", "errors", "health", "logs", "sequence", "config", "settings", "progress",
         "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ import pytest
 
 from litevl.config import Config
 from litevl.errors import InvalidValueError, LitevlError, MediaError, UnavailableError
-from litevl.media import budget, decode, fetch, loader, sources
+from litevl.media import budgets, decode, fetch, loader, sources
 from litevl.media.cache import MediaCache
 from litevl.media.loader import MediaLoader
 from litevl.sequence import LoadedMedia, MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
@@ -242,7 +242,7 @@ async def test_all_files_of_a_request_share_one_budget_of_bytes(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(data_url(png())) * 3 // 4
-    monkeypatch.setattr(budget, "MAX_REQUEST_BYTES", 3 * size)
+    monkeypatch.setattr(budgets, "MAX_REQUEST_BYTES", 3 * size)
     assert len(await make().load(numbered(png(), png(), png()))) == 3
     broken = reference(f"data:image/png;base64,{'!' * len(data_url(png()))}", param="x")
     error = await error_of(make(), *numbered(png(), png(), png()), broken)
@@ -258,7 +258,7 @@ async def test_fetched_files_count_as_they_come(
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + clip())
         writer.close()
 
-    monkeypatch.setattr(budget, "MAX_REQUEST_BYTES", 2 * len(clip()) + 1)
+    monkeypatch.setattr(budgets, "MAX_REQUEST_BYTES", 2 * len(clip()) + 1)
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         loading = make(media_networks=("127.0.0.0/8",))

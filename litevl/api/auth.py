@@ -9,7 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from litevl.errors import AuthenticationError
 
 # Everything else, routes that do not exist included, asks for a key where one is configured.
-OPEN_PATHS = frozenset({"/health", "/health/live", "/version", "/openapi.json", "/metrics"})
+# (the page's own files are open too).
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/version", "/openapi.json", "/metrics"})
 
 _CALLER = "litevl.caller"
 

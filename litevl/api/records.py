@@ -25,6 +25,7 @@ wire_logger = logging.getLogger("litevl.wire")
 
 GENERATING = frozenset({"/chat/completions", "/completions"})
 UNLOGGED = frozenset({"/health", "/health/live", "/metrics", "/status"})  # asked all the time
+PAGE_FILES = "/page/"  # asked for many at once: `/` says it all
 NUM_RECENT = 32
 LEFT = 499  # nginx's status for a client that did not wait for its answer
 
@@ -191,7 +192,7 @@ class Records:
         if record.endpoint in GENERATING and record.code != AuthenticationError.code:
             arrived = time.time() - (time.monotonic() - record.began)
             self._recent.append({"when": round(arrived, 3), **told})
-        if record.endpoint not in UNLOGGED:
+        if record.endpoint not in UNLOGGED and not record.endpoint.startswith(PAGE_FILES):
             fields = {"endpoint": record.endpoint, "model": record.model, **told}
             words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]
             logger.info(" ".join(words), extra={FIELDS: fields})

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
-from litevl.media.budget import ByteBudget, BytesInFlight
+from litevl.media.budgets import ByteBudget, BytesInFlight
 from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
 from litevl.media.local import LocalFiles, is_file_url

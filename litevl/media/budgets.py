@@ -1,7 +1,6 @@
-"""How many bytes of media files there may be: in one request, and in all of them together.
+"""How many bytes of files one request may bring, and all requests together.
 
-`loader.py` makes a `ByteBudget` for each request; it and `fetch.py` spend it. Knows nothing of what
-the bytes are.
+`loader.py` keeps the books; `fetch.py` spends as it reads. Counts; holds no bytes.
 """
 
 from litevl.errors import MediaError, UnavailableError
