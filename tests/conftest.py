@@ -14,6 +14,7 @@ from live import KEY, OTHER_KEY, LiveServer, serve
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
 
 settings.register_profile("litevl", deadline=None, print_blob=True)
+settings.register_profile("long", deadline=None, print_blob=True, max_examples=5000)
 settings.load_profile("litevl")
 
 
