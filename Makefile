@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test test-clients fuzz check bench size eval test-gpu clean
+.PHONY: help install serve test test-clients test-browser fuzz faults soak check bench size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,15 @@ test-clients: $(INSTALLED)  ## Node's `openai` and AI SDK against a live server 
 	@cd tests/clients && npm ci --silent --no-audit --no-fund
 	@$(BIN)/python tests/node_clients.py
 
+test-browser: $(INSTALLED)  ## the page in Debian's Chromium (installed here when you are root)
+	@if ! command -v chromium >/dev/null; then \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	echo "make test-browser needs the command chromium: apt-get install chromium, or your system's package"; \
+	exit 1; fi; \
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
+	@$(BIN)/pytest tests/browser_controls.py tests/browser_states.py tests/browser_looks.py $(ARGS)
+
 fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under atheris (FUZZ_RUNS=n FUZZ_SECONDS=n)
 	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
 	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
@@ -52,6 +61,12 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
 	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
 	done
+
+faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of its own
+	@$(BIN)/python tests/media_faults.py 2>/dev/null
+
+soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
+	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff format --check --output-format concise .

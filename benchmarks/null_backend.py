@@ -12,11 +12,11 @@ import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.ports import Backend
+from litevl.health import Health
 from litevl.sequence import (
     Conversation,
     Deliver,
     FinishReason,
-    Health,
     LoadedMedia,
     ModelCard,
     Prompt,

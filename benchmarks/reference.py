@@ -19,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.program import finish, parser, tell
 from litevl.config import Config
-from litevl.models.loader import DEMO, load_model
+from litevl.models.hub import DEMO, Source
+from litevl.models.loader import load_model
 from litevl.models.qwen_vl import QwenVL
 
 TEXT = {
@@ -72,7 +73,8 @@ def load(folder: Path, threads: int) -> QwenVL:
     """The model in float32 on the CPU, through litevl's own loader."""
     torch.set_num_threads(threads)
     disable_progress_bar()
-    return load_model(str(folder), Config(model=str(folder), device="cpu", dtype="float32"))
+    source = Source(name=str(folder), folder=folder)
+    return load_model(source, Config(device="cpu", dtype="float32"))
 
 
 def load_plain(folder: Path) -> Any:

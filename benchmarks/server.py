@@ -29,6 +29,7 @@ from benchmarks.null_backend import FrameCounter, NullEngine, null_backend
 from benchmarks.program import finish, parser, table, tell, undisturbed
 from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import Limits, within
 from litevl.config import Config
@@ -48,7 +49,8 @@ def litevl_app() -> ASGIApp:
     service = Service(config)
     frames = FrameCounter()
     service.attach(null_backend(NullEngine(frames)))
-    return frames.count_in(create_app(config, service, BodyBudget(MAX_BYTES_IN_FLIGHT)))
+    app = create_app(config, service, BodyBudget(MAX_BYTES_IN_FLIGHT), Records())
+    return frames.count_in(app)
 
 
 def bare_app() -> ASGIApp:

@@ -19,6 +19,7 @@ if sys.argv[1:2] != ["answer"]:
     atheris.enabled_hooks.add("RegEx")
 
 with atheris.instrument_imports(include=["litevl"]):
+    from litevl.api import json_body as json_parser
     from litevl.api.answer import AnswerReader, join
     from litevl.api.json_body import parse_json
     from litevl.api.protocol import ChatCompletionRequest, CompletionRequest
@@ -57,7 +58,15 @@ def magic(data: bytes) -> None:
 
 
 def json_body(data: bytes) -> None:
-    """What the repair accepts is an object; what is JSON is what `json` makes of it."""
+    """What the repair accepts is an object; what is JSON is what `json` makes of it, and strings
+    that are lifted out make no difference."""
+    outcomes: list[object] = []
+    for json_parser.LONG in (10**9, 6):
+        try:
+            outcomes.append(parse_json(data))
+        except LitevlError as error:
+            outcomes.append(error.message)
+    assert outcomes[0] == outcomes[1]
     try:
         body = parse_json(data)
     except LitevlError as error:

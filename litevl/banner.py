@@ -4,16 +4,17 @@ Called by `cli.py`. Knows the config and the model card; knows no HTTP.
 """
 
 import base64
-import ipaddress
 import json
 import os
 import secrets
 import shlex
-import socket
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from litevl import __version__
+from litevl.addresses import addresses, is_loopback
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.sequence import ModelCard
@@ -75,13 +76,6 @@ def write_private(file: Path, text: str) -> None:
         stream.write(text)
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def mask(key: str) -> str:
     """Enough of a key to recognise it by."""
     return f"{key[:4]}…{key[-2:]}" if len(key) > 12 else "…"
@@ -89,18 +83,23 @@ def mask(key: str) -> str:
 
 def announce(serving: Serving, card: ModelCard, summary: dict[str, str]) -> None:
     """Print the one banner of a good start."""
-    print(banner(serving, card, summary), flush=True)
+    print(banner(serving, card, summary, tells_key=sys.stdout.isatty()), flush=True)
 
 
-def banner(serving: Serving, card: ModelCard, summary: dict[str, str]) -> str:
-    """What is served, where, with which key, and a line that can be pasted."""
+def banner(
+    serving: Serving, card: ModelCard, summary: dict[str, str], *, tells_key: bool = False
+) -> str:
+    """What is served, where, with which key, and a line that can be pasted.
+
+    `tells_key` puts the key into the page's link: for a terminal, never for a log.
+    """
+    where = addresses(serving.config, serving.port)
     facts = {"model": ", ".join(card.names)} | summary
-    facts |= {
-        "local": f"{_scheme(serving.config)}://{_local_host(serving.config.host)}:{serving.port}/v1"
-    }
-    if not is_loopback(serving.config.host):
-        facts["network"] = f"{_scheme(serving.config)}://{_lan_address()}:{serving.port}/v1"
+    facts |= {name: f"{origin}/v1" for name, origin in asdict(where).items() if origin}
     facts["key"] = _key_line(serving.keys)
+    if not serving.config.no_page:
+        fragment = f"#key={quote(serving.keys.values[0], safe='')}" if serving.keys.values else ""
+        facts["page"] = f"{where.local}/{fragment if tells_key else ''}"
     lines = [f"  {name:<9}{value}" for name, value in facts.items()]
     return "\n".join(
         ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(serving, card), ""]
@@ -116,14 +115,13 @@ def _key_line(keys: Keys) -> str:
 
 def _curl(serving: Serving, card: ModelCard) -> list[str]:
     """A request about the sample picture, ready to paste into another terminal."""
-    request = _state_folder() / f"sample-request-{serving.port}.json"
+    request = state_folder() / f"sample-request-{serving.port}.json"
     try:
         write_private(request, json.dumps(sample_request(card)))
     except OSError as error:
         return [f"  (no sample request to try: cannot write {request}: {error.strerror})"]
-    host = f"{_local_host(serving.config.host)}:{serving.port}"
-    address = f"{_scheme(serving.config)}://{host}/v1/chat/completions"
-    lines = ["  Try it in another terminal:", "", f"    curl {address} \\"]
+    origin = addresses(serving.config, serving.port).local
+    lines = ["  Try it in another terminal:", "", f"    curl {origin}/v1/chat/completions \\"]
     if serving.keys.file:
         file = shlex.quote(str(serving.keys.file.absolute()))
         lines.append(f'      -H "Authorization: $(head -n 1 {file})" \\')
@@ -142,25 +140,6 @@ def sample_request(card: ModelCard) -> dict[str, object]:
     return {"model": card.names[0], "messages": [{"role": "user", "content": content}]}
 
 
-def _state_folder() -> Path:
+def state_folder() -> Path:
+    """Where litevl keeps what it writes for its user."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "litevl"
-
-
-def _scheme(config: Config) -> str:
-    return "https" if config.ssl_certfile else "http"
-
-
-def _local_host(host: str) -> str:
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
-def _lan_address() -> str:
-    """The address that other machines would use: the routing table is asked, nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return socket.gethostname()
-        return str(probe.getsockname()[0])

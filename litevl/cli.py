@@ -1,274 +1,233 @@
 """The `litevl` command: the only place where all parts are put together.
 
 `serve` binds its socket and answers `/health` at once; the heavy imports and the model follow in a
-thread. Flags, environment and the TOML file are generated from `config.Config`.
+thread. `ask` talks to a running server, `info` and `check` tell about a model. Whatever a command
+does not need is imported inside it, so that `litevl --help` is instant.
 """
 
 import argparse
-import difflib
-import logging
 import os
-import socket
-import ssl
 import sys
-import threading
-import tomllib
+from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import MISSING, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from litevl import __version__
-from litevl.api.ports import Backend
-from litevl.api.service import Service
-from litevl.api.serving import Server, raise_file_limit
-from litevl.api.wire import Limits
-from litevl.banner import Serving, announce, load_keys
-from litevl.config import Config, flag
-from litevl.errors import ConfigError
-from litevl.logs import configure
-from litevl.sequence import ModelCard
+from litevl.config import Config
+from litevl.errors import ConfigError, UsageError
+from litevl.progress import Progress, Report, ignore
+from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
+
+EXAMPLES = """examples:
+  litevl serve                                       the demo, on this machine alone
+  litevl serve Qwen/Qwen2.5-VL-7B-Instruct           a model from the hub
+  litevl ask picture.jpg "What is written there?"    asks the running server
+  litevl info Qwen/Qwen3-VL-8B-Instruct              does it fit?
+
+`litevl COMMAND --help` tells more of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One of litevl's commands: what its help says, its arguments, and what runs it."""
+
+    usage: str
+    help: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def main(argv: Many[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code: 0, 1 when something failed, 2 for bad usage."""
     try:
-        return serve(read_config(sys.argv[1:] if argv is None else argv))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
         print(f"litevl: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-# Settings --------------------------------------------------------------------------------------
-
-
-def read_config(argv: Many[str]) -> Config:
-    """Command line over environment over `--config FILE.toml` over defaults."""
+def _run(argv: list[str]) -> int:
     parser = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        hint = nearest(argv[0], COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {argv[0]}{hint}")
     namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ConfigError(_unknown_flag(unknown[0]))
-    given = {name: text for name, text in vars(namespace).items() if text is not None}
-    given.pop("command")
-    file = given.pop("config", None) or os.environ.get("LITEVL_CONFIG")
-    texts = (_from_file(file) if file else {}) | _from_environment() | given
-    hints = get_type_hints(Config)
-    return Config(**{name: _parse(name, hints[name], text) for name, text in texts.items()})
+    if namespace.command is None:
+        parser.print_help()
+        return 0
+    refuse_unknown(namespace.parser, unknown)
+    return COMMANDS[namespace.command].run(namespace)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="litevl",
-        allow_abbrev=False,
+        usage="litevl COMMAND ...",
         description="A vision-language server behind the OpenAI chat API.",
+        epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"litevl {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve_parser = commands.add_parser(
-        "serve",
-        help="serve a model",
-        allow_abbrev=False,
-        usage="litevl serve [MODEL] [--flag VALUE ...]",
-        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line wins "
-        "over the environment, that over --config FILE.toml.",
-    )
-    serve_parser.add_argument("--config", metavar="FILE.toml", help="settings in a file")
-    hints = get_type_hints(Config)
-    for each in fields(Config):
-        names = ["model"] if each.name == "model" else [flag(each.name)]
-        options: dict[str, Any] = {"default": None, "help": _help(each)}
-        if each.name == "model":
-            options |= {"nargs": "?", "metavar": "MODEL"}
-        elif hints[each.name] is bool:
-            options |= {"action": "store_const", "const": "true"}
-        else:
-            metavar = each.metadata["metavar"] or _metavar(hints[each.name])
-            options |= {"metavar": metavar, "dest": each.name}
-        serve_parser.add_argument(*names, **options)
+    commands = parser.add_subparsers(dest="command", metavar="", title="commands")
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            prog=f"litevl {name}",
+            usage=command.usage,
+            help=command.help,
+            description=command.description,
+        )
+        own.set_defaults(parser=own)
+        command.add_arguments(own)
     return parser
 
 
-def _metavar(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
-    kinds = {int: "N", float: "X", str: "TEXT"}
-    return next(kinds[each] for each in (hint, *get_args(hint)) if each in kinds)
+def read_config(argv: Many[str]) -> Config:
+    """The settings of `litevl serve ARGUMENTS`."""
+    namespace, unknown = _parser().parse_known_args(argv)
+    refuse_unknown(namespace.parser, unknown)
+    return config_of(namespace)
 
 
-def _help(setting: Any) -> str:
-    text = str(setting.metadata["help"]).replace("%", "%%")
-    has_default = setting.default not in (None, (), False, MISSING)
-    return f"{text} (default: {setting.default})" if has_default else text
+# Commands --------------------------------------------------------------------------------------
 
 
-def _unknown_flag(word: str) -> str:
-    name = word.split("=")[0]
-    near = difflib.get_close_matches(name, [flag(each.name) for each in fields(Config)], n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; `litevl serve --help` lists the flags"
-    return f"unknown argument {name}{hint}"
+def _serve(namespace: argparse.Namespace) -> int:
+    from litevl.serve import serve
+
+    return serve(config_of(namespace), load_backend)
 
 
-def _from_environment() -> dict[str, str]:
-    texts = {
-        each.name: os.environ[f"LITEVL_{each.name.upper()}"]
-        for each in fields(Config)
-        if f"LITEVL_{each.name.upper()}" in os.environ
-    }
-    if "VLLM_API_KEY" in os.environ:
-        texts.setdefault("api_key", os.environ["VLLM_API_KEY"])
-    return texts
+def _ask(namespace: argparse.Namespace) -> int:
+    from litevl.ask import ask
+
+    return ask(namespace)
 
 
-def _from_file(name: str) -> dict[str, str]:
-    """Settings of a TOML file, as the texts that flags would carry."""
-    try:
-        table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {name}: {error}") from None
-    known = {each.name for each in fields(Config)}
-    texts = {key.replace("-", "_"): _as_text(value) for key, value in table.items()}
-    if unknown := sorted(set(texts) - known):
-        raise ConfigError(f"--config {name}: {_unknown_flag(flag(unknown[0]))}")
-    return texts
+def _ask_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="FILE... QUESTION",
+        help="pictures and clips (`-` is stdin, http(s):// is fetched by the server), then the "
+        "question (`-` alone as the last word reads it from stdin)",
+    )
+    parser.add_argument(
+        "--url", metavar="URL", help="the server (LITEVL_URL; default: http://127.0.0.1:8000)"
+    )
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="file with the key; without it LITEVL_API_KEY or API_KEY, then on this machine the "
+        "file that `make serve` writes",
+    )
+    parser.add_argument("--model", metavar="NAME", help="default: the one the server serves")
+    parser.add_argument("--max-tokens", metavar="N", type=int, help="longest answer")
+    parser.add_argument("--temperature", metavar="X", type=float, help="0 is greedy")
 
 
-def _as_text(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    if isinstance(value, dict):
-        return ",".join(f"{key}={count}" for key, count in value.items())
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _info(namespace: argparse.Namespace) -> int:
+    _quieten()
+    from litevl.info import info
+
+    print(info(config_of(namespace)))
+    return 0
 
 
-def _parse(name: str, hint: Any, text: str) -> Any:
-    """One setting's text as its declared type."""
-    try:
-        return _convert(hint, text)
-    except (ValueError, KeyError):
-        wanted = "|".join(get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
-        raise ConfigError(f"{flag(name)} takes {wanted}, got {text!r}") from None
+def _check(namespace: argparse.Namespace) -> int:
+    _quieten()
+    from litevl.check import check
+    from litevl.engine.memory import plan_for
+
+    def build_engine(model: Any, config: Config) -> Any:
+        return _engine(model, plan_for(model, config), config)
+
+    return 0 if check(config_of(namespace), build_engine, Progress()) else 1
 
 
-def _convert(hint: Any, text: str) -> Any:
-    inner = next((each for each in get_args(hint) if each in (int, float, str)), hint)
-    match get_origin(hint):
-        case origin if origin is Literal:
-            return get_args(hint)[get_args(hint).index(text)]
-        case origin if origin is tuple:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-        case origin if origin is dict:
-            pairs = (part.split("=") for part in text.split(","))
-            return {key.strip(): int(count) for key, count in pairs}
-    if hint is bool:
-        return {"true": True, "1": True, "false": False, "0": False, "": False}[text.lower()]
-    return inner(text)
+def _model_settings(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser, MODEL_SETTINGS)
 
 
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is dict:
-        return "image=N,video=N"
-    inner = {str(each) for each in (hint, *get_args(hint))}
-    return "a whole number" if str(int) in inner else "a number"
+MODEL_SETTINGS = ("dtype", "device", "max_model_len", "revision", "use_modelscope")
+
+COMMANDS = {
+    "serve": Command(
+        usage="litevl serve [MODEL] [--flag VALUE ...]",
+        help="serve a model",
+        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line\n"
+        "wins over the environment, that over --config FILE.toml.",
+        add_arguments=add_settings,
+        run=_serve,
+    ),
+    "ask": Command(
+        usage='litevl ask [FILE ...] "QUESTION" [--flag VALUE ...]',
+        help="ask a running server about pictures and clips",
+        description="Ask a running server; the answer streams to stdout.",
+        add_arguments=_ask_arguments,
+        run=_ask,
+    ),
+    "info": Command(
+        usage="litevl info [MODEL] [--flag VALUE ...]",
+        help="what a model needs and offers",
+        description="Tell a model's size, the memory it needs, and what it can do. Its weights\n"
+        "are not downloaded.",
+        add_arguments=_model_settings,
+        run=_info,
+    ),
+    "check": Command(
+        usage="litevl check [MODEL] [--flag VALUE ...]",
+        help="compare with transformers, token for token",
+        description="Compare greedy tokens with those of transformers' generate on this\n"
+        "machine: alone, batched and cached. Exits with 1 where they differ.",
+        add_arguments=_model_settings,
+        run=_check,
+    ),
+}
 
 
-# Serving ---------------------------------------------------------------------------------------
+# Loading ---------------------------------------------------------------------------------------
 
 
-def serve(config: Config) -> int:
-    """Listen, load, answer until told to stop; returns the exit code."""
-    configure(config.log_format)
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
-    keys = load_keys(config)
-    config = replace(config, api_key=keys.values)
-    _check_tls(config)
-    listener = _listen(config)
-    service = Service(config)
-    server = Server(config, service)
-    raise_file_limit(Limits())
-    loading = _Loading(config, service, server, Serving(config, keys, listener.getsockname()[1]))
-    loading.start()
-    server.run(sockets=[listener])
-    return 1 if loading.failure else 0
-
-
-def _check_tls(config: Config) -> None:
-    """Read the certificate before anything is promised."""
-    if config.ssl_certfile is None:
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            config.ssl_certfile, config.ssl_keyfile
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
-        ) from None
-
-
-def _listen(config: Config) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --port"
-        ) from None
-    return listener
-
-
-class _Loading(threading.Thread):
-    """Loads the model beside the server that already listens."""
-
-    def __init__(self, config: Config, service: Service, server: Server, serving: Serving) -> None:
-        super().__init__(name="litevl-loading", daemon=True)
-        self.failure: str | None = None
-        self._config, self._service, self._server, self._serving = config, service, server, serving
-
-    def run(self) -> None:
-        where = f"{self._config.host}:{self._serving.port}"
-        print(f"litevl: listening on {where}, loading {self._config.model}", file=sys.stderr)
-        try:
-            backend, summary = load_backend(self._config)
-            self._service.attach(backend)
-            announce(self._serving, backend.card, summary)
-        except ConfigError as error:
-            self._fail(str(error))
-        except Exception as error:
-            # Our bug, or the machine's: the origin is worth more than one line.
-            logging.getLogger("litevl").exception("loading failed")
-            self._fail(f"loading failed: {type(error).__name__}: {error}")
-
-    def _fail(self, reason: str) -> None:
-        self.failure = reason
-        print(f"litevl: {reason}", file=sys.stderr)
-        self._server.should_exit = True
-
-
-def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
+def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str, str]]:
     """Load the model and put engine, processor and media together.
 
     Returns the backend and what the banner says of it.
     """
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+    _quieten()
+    from litevl.models import hub
 
-    from litevl.engine.memory import plan_for
+    source = hub.find(config)  # light, so that a wrong name is told at once
+    from litevl.api.ports import Backend
+    from litevl.engine.memory import check_weights, plan_for
     from litevl.media.loader import MediaLoader
     from litevl.models import loader
     from litevl.models.grammar import Grammars
+    from litevl.models.needs import needs_of
     from litevl.models.processor import Processor
+    from litevl.sequence import ModelCard
 
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    set_verbosity_error()
-    path = loader.resolve(config.model)
-    model_config = loader.read_config(path)
-    settings = loader.read_generation_settings(path, model_config, config.generation_config)
-    processor = Processor.load(path, model_config, config)  # small, so its faults show at once
-    model = loader.load_model(path, config)
+    model_config = loader.read_config(source)
+    settings = loader.read_generation_settings(
+        source.folder, model_config, config.generation_config
+    )
+    # Small, so its faults show at once.
+    processor = Processor.load(str(source.folder), model_config, config)
+    device = loader.choose_device(config)
+    dtype = loader.choose_dtype(config, device)
+    weights = needs_of(model_config).weights(dtype, device.type)
+    check_weights(weights, device)
+    hub.fetch_weights(source, config, report)
+    model = loader.load_model(source, config, report)
+    report("warming up", 0, 0, "")
     plan = plan_for(model, config)
     processor = processor.with_max_model_len(plan.max_model_len)
     card = ModelCard(
@@ -279,10 +238,11 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         eos_token_ids=settings.eos_token_ids,
         defaults=settings.defaults,
     )
-    summary = {
+    summary = _origin(source) | {
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
-        "context": f"{plan.max_model_len} tokens",
-        "KV cache": f"{plan.num_bytes / 2**20:,.0f} MiB, {plan.num_blocks} blocks",
+        "context": f"{plan.max_model_len:,} tokens",
+        "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
+        f"{plan.num_blocks * model.backend.block_size:,} tokens",
     }
     backend = Backend(
         card=card,
@@ -296,6 +256,20 @@ def load_backend(config: Config) -> tuple[Backend, dict[str, str]]:
         media=MediaLoader(processor, config),
     )
     return backend, summary
+
+
+def _quieten() -> None:
+    """Let litevl alone speak: what its libraries would say of a good start helps nobody."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _origin(source: Any) -> dict[str, str]:
+    """Where the model came from, as the banner says it."""
+    if source.hub:
+        return {"source": f"{source.name} at {source.hub}", "revision": source.revision}
+    return {"source": "bundled with litevl" if source.name == "demo" else str(source.folder)}
 
 
 def _engine(model: Any, plan: Any, config: Config) -> Any:
@@ -317,13 +291,16 @@ def _engine(model: Any, plan: Any, config: Config) -> Any:
     )
     sampler = Sampler(model.vocab_size, config.max_num_seqs, model.device)
     runner = Runner(model, model.new_cache(plan.num_blocks), sampler, encoder_cache)
-    return Engine(
+    engine = Engine(
         scheduler,
         runner,
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_queued_reqs=config.max_num_queued_reqs,
     )
+    if model.device.type == "cpu":  # where one large picture may take minutes, layer by layer
+        model.on_each_layer(engine.beat)
+    return engine
 
 
 def _default_name(model: str) -> str:

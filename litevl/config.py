@@ -1,12 +1,13 @@
-"""Every setting: name, default, help and check; flags and environment are generated from it.
+"""Every setting: name, default, help and check; flags, environment and docs are made from it.
 
-`cli.py` reads the command line, `LITEVL_<FLAG>`, then `--config FILE.toml`, then the defaults here.
-This module knows nothing of what the settings do.
+`settings.py` reads the command line, `LITEVL_<FLAG>`, then `--config FILE.toml`, then the defaults
+here; `tools/settings_table.py` writes `docs/configuration.md`. This module knows nothing of what
+the settings do.
 """
 
 import ipaddress
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def option(default: Any, help: str, metavar: str = "") -> Any:
-    """A setting with the sentence that `litevl serve --help` and the README show."""
+    """A setting with the sentence that `litevl serve --help` and docs/configuration.md show."""
     metadata = {"help": help, "metavar": metavar}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -44,6 +45,12 @@ class Config:
         "auto",
         "auto: the model's own sampling defaults; litevl: none; or a folder",
         "auto|litevl|DIR",
+    )
+    revision: str | None = option(
+        None, "branch, tag or commit of a hub's model (default: its newest)", "NAME"
+    )
+    use_modelscope: bool = option(
+        False, "look hub ids up on ModelScope; needs `pip install modelscope-hub`"
     )
     # Batching
     max_num_seqs: int = option(64, "sequences that run at once")
@@ -93,6 +100,10 @@ class Config:
     no_api_key: bool = option(False, "serve without a key, even on a public address")
     max_body_size: int = option(96 * 2**20, "largest request body, in bytes")
     log_format: Literal["text", "json"] = option("text", "how log lines look")
+    public_url: str | None = option(
+        None, "address under which a proxy serves litevl, told by the banner and the page", "URL"
+    )
+    no_page: bool = option(False, "no page at /")
     ssl_keyfile: str | None = option(None, "private key for https", "FILE")
     ssl_certfile: str | None = option(None, "certificate for https", "FILE")
 
@@ -109,6 +120,7 @@ class Config:
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must lie in 0..65535, got {self.port}")
+        self._check_public_url()
         if any(
             len(key) < 1 or not key.isascii() or not key.isprintable() or " " in key
             for key in self.api_key
@@ -126,6 +138,14 @@ class Config:
             raise ConfigError(
                 f"--max-num-queued-reqs must not be negative, got {self.max_num_queued_reqs}"
             )
+
+    def _check_public_url(self) -> None:
+        if self.public_url is None:
+            return
+        if not self.public_url.startswith(("http://", "https://")):
+            raise ConfigError("--public-url takes an address that begins with https:// or http://")
+        origin = self.public_url.rstrip("/").removesuffix("/v1").rstrip("/")
+        object.__setattr__(self, "public_url", origin)
 
     def _check_media(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:
@@ -161,6 +181,20 @@ class Config:
 def flag(name: str) -> str:
     """The command-line spelling of a setting: `max_model_len` -> `--max-model-len`."""
     return "--" + name.replace("_", "-")
+
+
+# The first setting of each group of the help.
+GROUPS = {"model": "Model", "max_num_seqs": "Batching", "min_pixels": "Media", "host": "Server"}
+
+
+def grouped() -> dict[str, tuple[Field[Any], ...]]:
+    """Every setting but MODEL, in the order and under the titles of the help."""
+    groups: dict[str, tuple[Field[Any], ...]] = {}
+    title = ""
+    for each in fields(Config):
+        title = GROUPS.get(each.name, title)
+        groups[title] = groups.get(title, ()) + ((each,) if each.name != "model" else ())
+    return groups
 
 
 def setting_names() -> tuple[str, ...]:

@@ -8,6 +8,7 @@
     MediaError                 400     invalid_request_error      names what is wrong with the media
     InvalidHTTPError           400     invalid_request_error      invalid_http
     AuthenticationError        401     authentication_error       invalid_api_key
+    ForeignOriginError         403     invalid_request_error      foreign_origin
     ModelNotFoundError         404     invalid_request_error      model_not_found
     RouteNotFoundError         404     invalid_request_error      not_found
     MethodNotAllowedError      405     invalid_request_error      method_not_allowed
@@ -17,7 +18,9 @@
     QueueFullError             429     rate_limit_error           rate_limit_exceeded
     UnavailableError           503     service_unavailable_error  server_is_overloaded, server_error
     InternalError              500     server_error               server_error
-    ConfigError                -       the operator's: `litevl` prints it and exits non-zero
+    ConfigError                -       the operator's: `litevl` prints it and exits with 1
+    UsageError                 -       a command line that cannot be read: with 2
+    DeviceLostError            -       nothing runs on the device any more: the process ends
 
 Raised by every room, turned into JSON by `api/responses.py` alone. Messages never repeat what a
 caller sent beyond names and numbers. This module knows no HTTP library.
@@ -94,6 +97,13 @@ class AuthenticationError(LitevlError):
     default_headers: ClassVar[dict[str, str]] = {"www-authenticate": "Bearer"}
 
 
+class ForeignOriginError(InvalidRequestError):
+    """A web page of another origin, where no key is asked for."""
+
+    status = 403
+    code = "foreign_origin"
+
+
 class ModelNotFoundError(InvalidRequestError):
     """Another model than the one served; the message lists the names."""
 
@@ -162,3 +172,11 @@ class InternalError(LitevlError):
 
 class ConfigError(Exception):
     """What an operator asked for cannot be done; the message says why and what to do."""
+
+
+class UsageError(ConfigError):
+    """The command line cannot be read; the message names what was meant, or where to look."""
+
+
+class DeviceLostError(Exception):
+    """The device takes no more work from this process, whatever it is; only a new one can help."""

@@ -6,6 +6,7 @@ A request's words and media references become `Message`s and `MediaRef`s (api), 
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Literal, Protocol
@@ -125,20 +126,6 @@ class MediaPlan:
     height: int
 
 
-class MediaPlanner(Protocol):
-    """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
-
-    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
-        """Choose size and frames within the server's limits; InvalidValueError if impossible."""
-        ...
-
-    def resize(
-        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
-    ) -> NDArray[np.uint8]:
-        """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlannedMedia:
     """A picture or clip of which it is settled what the model will see."""
@@ -160,6 +147,24 @@ class LoadedMedia(PlannedMedia):
     frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
     digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
     decode_seconds: float | None = None  # None: it was decoded for an earlier request
+
+
+class MediaPlanner(Protocol):
+    """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
+
+    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
+        """Choose size and frames within the server's limits; InvalidValueError if impossible."""
+        ...
+
+    def resize(
+        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
+    ) -> NDArray[np.uint8]:
+        """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
+        ...
+
+    def check(self, media: Many[PlannedMedia]) -> None:
+        """ContextLengthError where the media alone would leave no room for an answer."""
+        ...
 
 
 # Prompts ---------------------------------------------------------------------------------------
@@ -425,26 +430,3 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(chunk.length for chunk in self.chunks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """What the engine holds now, and what it has counted since its start."""
-
-    num_running: int  # sequences
-    num_waiting: int
-    num_blocks: int  # of the KV cache
-    kv_usage: float  # the share of these that sequences hold, from 0 to 1
-    block_size: int  # tokens
-    num_preemptions: int
-    prefix_queries: int  # prompt tokens
-    prefix_hits: int  # of these, found in the prefix cache
-    encoder_hits: int  # pictures and clips whose features were there
-
-
-class Health(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    STALLED = "stalled"
-    DEAD = "dead"

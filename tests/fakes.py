@@ -24,14 +24,13 @@ from litevl.api.service import Service
 from litevl.api.serving import Server
 from litevl.api.wire import Limits
 from litevl.config import Config
+from litevl.health import EngineStats, Health
 from litevl.media.loader import Fit
 from litevl.sequence import (
     Conversation,
     Deliver,
-    EngineStats,
     FinishReason,
     Grammar,
-    Health,
     LoadedMedia,
     MediaItem,
     MediaPlan,
@@ -127,6 +126,8 @@ class FakeEngine:
             prefix_queries=sum(len(each.prompt) for each in self.added),
             prefix_hits=0,
             encoder_hits=0,
+            num_divided=0,
+            num_leaked=0,
         )
 
     def stop(self) -> None:
@@ -359,11 +360,11 @@ class Rig:
     media: FakeMedia
     grammars: FakeGrammars
 
-    def attach(self) -> None:
+    def attach(self, card: ModelCard = CARD) -> None:
         """End the loading."""
         self.service.attach(
             Backend(
-                card=CARD,
+                card=card,
                 engine=self.engine,
                 preprocessor=self.preprocessor,
                 grammars=self.grammars,

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from litevl.banner import load_keys, mask
 from litevl.cli import main, read_config
-from litevl.config import Config
+from litevl.config import Config, flag, grouped
 from litevl.errors import ConfigError
-from live import command, environment, serve
+from litevl.models.qwen_vl import QwenVL
+from litevl.sequence import MediaItem
+from live import LiveServer, environment, serve
+from tiny_models import FAMILIES, Family, make_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +75,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest() -> None:
 def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "litevl.toml"
     file.write_text("prot = 8000\n")
-    assert "did you mean --port?" in failure("--config", str(file))
+    assert "did you mean port?" in failure("--config", str(file))
 
 
 @pytest.mark.parametrize(
@@ -109,16 +113,58 @@ def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert keys.values[0] not in mask(keys.values[0])
 
 
-def test_help_is_instant_and_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; from litevl.cli import main; main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, "serve" in done.stdout) == (0, True)
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], []])
+def test_help_is_instant_since_it_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = ("torch", "transformers", "numpy", "starlette", "uvicorn", "huggingface_hub")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({heavy}))\n"
+        f"from litevl.cli import main; sys.exit(main({words}))"
+    )
+    narrow = environment(Path()) | {"COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=narrow)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: litevl" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_help_tells_every_flag_under_its_title(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = capsys.readouterr().out
+    for title, settings in grouped().items():
+        assert f"\n{title}:\n" in told
+        assert [each.name for each in settings if f" {flag(each.name)} " not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["srve"], "unknown command srve; did you mean serve?"),
+        (["launch"], "unknown command launch; there are serve, ask, info, check"),
+        (["serve", "--prot", "1"], "unknown argument --prot; did you mean --port?"),
+        (["check", "--port", "1"], "unknown argument --port"),
+        (["serve", "--port"], "argument --port: expected one argument"),
+        (["serve", "a", "b"], "unknown argument b"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line_and_code_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("litevl: ") and error.count("\n") == 1
 
 
 def test_a_taken_port_is_one_line_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_an_address_of_another_machine_is_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "192.0.2.1", "--no-api-key"]) == 1
+    assert "must be an address of this machine" in capsys.readouterr().err
 
 
 def test_a_certificate_makes_it_https_and_a_wrong_one_is_told_at_once(
@@ -143,23 +189,112 @@ def test_a_certificate_makes_it_https_and_a_wrong_one_is_told_at_once(
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "litevl runs Qwen2-VL"),
         (None, "holds no config.json"),
+        ("{", "cannot be read"),
+        ({"model_type": "qwen2_vl", "text_config": {"num_hidden_layers": "many"}}, "is no good"),
     ],
 )
 def test_a_model_that_cannot_be_served_ends_the_start_with_a_reason(
-    tmp_path: Path, config: dict[str, object] | None, words: str
+    tmp_path: Path,
+    config: dict[str, object] | str | None,
+    words: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     if config:
-        (folder / "config.json").write_text(json.dumps(config))
-    done = subprocess.run(
-        command("--port", "0", str(folder)),
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / "config.json").write_text(text)
+    assert main(["serve", "--port", "0", str(folder)]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 3 and words in said[2]  # after the lines that it listens and starts
+
+
+def test_a_good_start_says_nothing_but_phases_and_the_banner(server: LiveServer) -> None:
+    lines = server.banner.splitlines()
+    assert [line for line in lines if line and not line.startswith(("litevl: ", "  "))] == []
+    phases = [line for line in lines if line.startswith("litevl: ")]
+    assert [line.split()[1] for line in phases] == ["listening", "starting", "loading", "warming"]
+
+
+# About a model ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a model of 74 billion parameters, without its weights."""
+    folder = make_checkpoint("qwen2_5_vl", tmp_path_factory.mktemp("giant") / "Giant-72B")
+    (folder / "model.safetensors").write_bytes(b"")
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["layer_types"]
+    config["text_config"] |= {
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    }
+    config["vision_config"] |= {"out_hidden_size": 8192}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_info_tells_what_a_model_needs_without_its_weights(
+    giant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(giant), "--device", "cpu"]) == 0
+    told = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines()[3:-1])
+    rows = {name: text.strip() for name, text in told.items()}
+    assert rows["family"] == "Qwen2.5-VL (qwen2_5_vl)"
+    assert rows["parameters"].startswith("72.7")  # Qwen2.5-72B has 72.7 billion
+    assert rows["KV cache"].startswith("312 MiB for 1,000 tokens")  # 2 x 80 x 8 x 128 x 2 bytes
+    assert "too little memory" in rows["this machine"]
+    assert rows["80 GB card"] == "too small"
+    assert rows["pictures"] == "28 x 28 pixels a token, 4 to 16,384 tokens each"
+    assert rows["tools"] == "JSON in <tool_call>, spelled out by litevl"
+    assert rows["sampling"].startswith("temperature 0.7, top_p 0.8, top_k 20")
+
+
+def test_too_little_memory_is_told_with_numbers_before_weights_are_read(
+    giant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(giant), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "the weights need 27" in error and " GiB free" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_holds_litevl_against_transformers(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(family, tmp_path / family)
+    assert main(["check", str(folder), "--device", "cpu"]) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "equal" in line]
+    names = ["text", "picture", "clip", "picture and clip", "all at once", "from the caches"]
+    assert [line[1] for line in lines] == names
+
+
+def test_check_finds_a_model_that_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: the features of a picture come out in the wrong order."""
+    encode = QwenVL.encode
+
+    def wrong(self: QwenVL, items: list[MediaItem]) -> list[torch.Tensor]:
+        return [features.flip(0) for features in encode(self, items)]
+
+    monkeypatch.setattr(QwenVL, "encode", wrong)
+    folder = make_checkpoint("qwen2_vl", tmp_path / "model")
+    assert main(["check", str(folder), "--device", "cpu"]) == 1
+    told = capsys.readouterr().out
+    assert "text              equal" in told
+    assert "picture           DIFFERS" in told

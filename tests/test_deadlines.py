@@ -193,6 +193,8 @@ async def test_a_body_that_the_application_is_slow_to_read_is_no_fault_of_the_cl
 @pytest.mark.anyio
 async def test_a_reader_is_kept_while_it_takes_anything() -> None:
     one = Connection()
+    one.may_read.clear()
+    await one.say(GET)
     one.transport.unsent = 100
     one.protocol.pause_writing()
     for unsent in (99, 50, 1):

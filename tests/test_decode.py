@@ -1,10 +1,17 @@
 """What the decode children make of pictures and clips."""
 
+import errno
 import io
+import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import AsyncIterator
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +30,7 @@ from media_samples import (
     encode,
     indices_shown,
     item,
+    level,
     opened,
     png,
     quarters,
@@ -154,6 +162,13 @@ async def test_an_animation_shows_its_first_frame(pool: Workers, format: str) ->
     probe, frames = await opened(pool, item(data))
     assert (probe.kind, probe.num_frames) == ("image", 1)
     assert corners(frames[0]) == [RED, GREEN, BLUE, WHITE]
+
+
+async def test_what_a_gif_leaves_empty_is_white(pool: Workers) -> None:
+    data = bytearray(encode(Image.new("RGB", (20, 12), BLUE), "GIF"))
+    data[6:10] = struct.pack("<HH", 40, 24)  # the canvas; the frame stays in its corner
+    _, frames = await opened(pool, item(bytes(data)))
+    assert corners(frames[0]) == [BLUE, WHITE, WHITE, WHITE]
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -298,8 +313,6 @@ async def test_without_decord_pyav_reads_alone() -> None:
 
 
 def sound() -> bytes:
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=8000, layout="mono")
@@ -325,6 +338,74 @@ def sound() -> bytes:
 )
 async def test_broken_clips_are_parse_errors(pool: Workers, data: bytes) -> None:
     assert await code_of(pool, item(data)) == "video_parse_error"
+
+
+def leading_elsewhere(magic: bytes, port: int) -> bytes:
+    """A session description behind the magic of a clip: readers that guess would listen there."""
+    return magic + (
+        b"\nv=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video %d RTP/AVP 96\na=rtpmap:96 H264/90000\n" % port
+    )
+
+
+@pytest.mark.parametrize("magic", [b"AAAAftypisom", b"AAAAftypqt  ", b"\x1aE\xdf\xa3"])
+async def test_what_leads_elsewhere_opens_no_socket(pool: Workers, magic: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    # decord alone, as it was asked before anything looked at the format
+    assert (
+        await code_of(pool, item(leading_elsewhere(magic, port), "decord")) == "video_parse_error"
+    )
+    (pid,) = pool.pids
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert not [link for link in links if link.startswith("socket")]
+
+
+NO_WAY_OUT = """
+import socket, sys
+sys.argv = [sys.argv[1]]
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("decode", sys.argv[0])
+decode = module_from_spec(spec)
+spec.loader.exec_module(decode)
+decode.load_readers()
+decode.confine()
+for attempt in (lambda: open("/etc/passwd"), socket.socket, lambda: open("x", "w")):
+    try:
+        attempt()
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+async def test_a_confined_child_can_open_neither_file_nor_socket() -> None:
+    command = (sys.executable, "-c", NO_WAY_OUT, decode.__file__)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == [str(errno.EMFILE)] * 3
+
+
+def recorded(duration: bool) -> bytes:
+    """A clip as a browser records it: frames at uneven times, nothing said of rate or length."""
+    file = io.BytesIO()
+    options = {} if duration else {"live": "1"}
+    with av.open(file, "w", format="webm", options=options) as output:
+        stream = output.add_stream("libvpx", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, time in enumerate((0, 30, 70, 130, 160, 210, 250, 400)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level(index), np.uint8))
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("duration", [True, False])
+async def test_a_clip_recorded_in_a_browser_is_read(pool: Workers, duration: bool) -> None:
+    probe, frames = await opened(pool, item(recorded(duration)), (0, 3, 7))
+    assert probe.num_frames == 8 and 10 < probe.fps < 31
+    assert indices_shown(frames) == [0, 3, 7]
 
 
 async def test_a_clip_cut_short_shows_what_is_there(pool: Workers) -> None:

@@ -16,35 +16,45 @@ import pytest
 
 from litevl import __version__
 from litevl.config import flag, setting_names
+from tools import settings_table
 from tools.size import functions
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "sequence", "config", "errors", "logs"}
+NOUNS = {"", "addresses", "sequence", "health", "config", "errors", "logs", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "health": set(),
     "logs": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
+    "addresses": {"config"},
     "media": NOUNS,
     "models": NOUNS,
     "engine": NOUNS | {"models"},
     "api": NOUNS | {"media"},
     "banner": NOUNS,
-    "cli": NOUNS | {"banner", "api", "engine", "media", "models"},
+    "progress": set(),
+    "settings": NOUNS,
+    "serve": NOUNS | {"api", "banner"},
+    "ask": NOUNS | {"banner"},
+    "info": NOUNS | {"engine", "models"},
+    "check": NOUNS | {"engine", "media", "models"},
+    "cli": NOUNS
+    | {"api", "engine", "media", "models", "ask", "check", "info", "serve", "settings"},
     "__main__": {"cli"},
 }
-LATE_IMPORTS = {"litevl.cli", "litevl.media.decode"}
+LATE_IMPORTS = {"litevl.cli", "litevl.media.decode", "litevl.models.hub"}  # the last: an extra
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "types", "manager"}
-WITHOUT_ASSERT = ("api", "media", "config", "cli", "banner", "logs")
+WITHOUT_ASSERT = ("api", "media", "config", "settings", "cli", "serve", "ask", "banner", "logs")
 
 # Where `except Exception` may stand, how often, and why.
 BROAD_EXCEPTS = {
-    "litevl.cli": 1,  # a start that fails ends the process with one line
-    "litevl.engine.engine": 1,  # a step that fails ends its sequences, not the thread
+    "litevl.serve": 1,  # a start that fails ends the process with one line
+    "litevl.engine.engine": 2,  # a step or token that fails ends whose fault it is, not the thread
     "litevl.api.middleware": 1,  # the ASGI edge: a bug is a 500 with our error shape
     "litevl.api.exchange": 1,  # the body of a stream: a failure is its last frame
     "litevl.media.decode": 2,  # the child: readers throw anything at broken bytes and broken tags
@@ -63,7 +73,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks")
+PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks", "soak")
 
 
 def room(module: str) -> str:
@@ -132,7 +142,8 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "errors", "logs", "sequence", "config", "media", "api", "banner", "cli",
+        "", "addresses", "errors", "health", "logs", "sequence", "config", "settings", "progress",
+        "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 
 
@@ -300,6 +311,10 @@ def test_a_function_is_measured_from_its_def_to_its_end() -> None:
 # Documents -------------------------------------------------------------------------------------
 
 
+DOCUMENTS = ["README.md", "README.zh.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
+DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
 def document(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -336,6 +351,23 @@ def tree_files(text: str) -> set[str]:
     return found
 
 
+def named_tests(text: str) -> set[str]:
+    return set(re.findall(r"`(test_\w+)`", text))
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    known = {
+        function.name
+        for module, source in PROJECT.items()
+        if module.startswith("tests.")
+        for function in functions(source)
+    }
+    rows = [line for line in document("docs/behaviour.md").splitlines() if line.startswith("| ")]
+    promises = [line for line in rows if not line.startswith(("| promise", "| ---"))]
+    assert [line for line in promises if not named_tests(line)] == []
+    assert named_tests(document("docs/behaviour.md")) - known == set()
+
+
 def missing_flags(text: str) -> list[str]:
     flags = (flag(name) for name in setting_names() if name != "model")  # MODEL is no flag
     return [each for each in flags if not re.search(rf"(?<![\w-]){each}(?![\w-])", text)]
@@ -347,7 +379,7 @@ def first_version(text: str) -> str:
     return found.group(1) if found else ""
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_files_named_by_a_document_exist(name: str) -> None:
     assert [each for each in sorted(named_files(document(name))) if not exists(each)] == []
 
@@ -361,9 +393,9 @@ def test_a_named_file_that_does_not_exist_is_found() -> None:
     assert not exists("litevl/api/gone.py")
 
 
-def test_the_tree_in_the_readme_shows_every_module() -> None:
+def test_the_tree_in_the_architecture_shows_every_module() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "litevl").rglob("*.py")}
-    shown = tree_files(document("README.md"))
+    shown = tree_files(document("ARCHITECTURE.md"))
     assert sorted(shown - files) == []
     assert sorted(file for file in files - shown if "/__" not in file) == []
 
@@ -375,8 +407,9 @@ def test_a_tree_is_read_by_its_indentation() -> None:
     assert tree_files(planted) == {"litevl/cli.py", "litevl/api/app.py", "litevl/api/auth.py"}
 
 
-def test_the_readme_tells_every_flag() -> None:
-    assert missing_flags(document("README.md")) == []
+def test_the_page_about_settings_is_what_the_config_says() -> None:
+    assert document("docs/configuration.md") == settings_table.document()
+    assert missing_flags(document("docs/configuration.md")) == []
 
 
 def test_a_flag_that_is_only_part_of_another_is_missing() -> None:
@@ -385,12 +418,20 @@ def test_a_flag_that_is_only_part_of_another_is_missing() -> None:
     assert missing_flags(told) == ["--api-key"]
 
 
-def test_the_readme_shows_a_command_by_line_25() -> None:
-    lines = document("README.md").splitlines()[:25]
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_between_documents_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document(name))
+    folder = (ROOT / name).parent
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_shows_a_command_by_line_25(name: str) -> None:
+    lines = document(name).splitlines()[:25]
     assert any(line.startswith(("```", "    make")) for line in lines)
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_make_targets_named_by_a_document_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", document("Makefile"), re.MULTILINE))
     told = set(re.findall(r"(?:`|^ *\$? *)make ([a-z-]+)", document(name), re.MULTILINE))

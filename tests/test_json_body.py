@@ -1,13 +1,22 @@
 """Bytes -> JSON: what is parsed, repaired and refused."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevl.api.json_body import MAX_DEPTH, MAX_QUOTES, JSONBody, parse_json
-from litevl.errors import InvalidJSONError, InvalidValueError
+from litevl.api import json_body
+from litevl.api.json_body import (
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    MAX_MEMBERS,
+    MAX_QUOTES,
+    JSONBody,
+    parse_json,
+)
+from litevl.errors import InvalidJSONError, InvalidValueError, LitevlError
 
 BOTH_SLIPS = """{
     "url": f"data:image/png;base64,QUJD",
@@ -128,6 +137,65 @@ def test_a_body_that_is_no_object_is_an_invalid_value(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"a": "' + '\\"' * 10**6, "[" + ", " * 10**6, '"\\' * 10**6])
 def test_hostile_bodies_take_one_look_at_every_byte(text: str) -> None:
     json_error(text)
+
+
+# Long strings ----------------------------------------------------------------------------------
+
+JSON_LIKE = st.lists(
+    st.sampled_from(
+        [*'{}[]",:f\\ \n', "abcdefgh", "12345678", '"abcdefghi"', '\\"', "\\n", "圆", "null"]
+    )
+)
+
+
+def outcome(body: bytes) -> object:
+    """What becomes of it, an error's text included."""
+    try:
+        return parse_json(body)
+    except LitevlError as error:
+        return error.message
+
+
+@given(
+    st.one_of(
+        JSON_LIKE.map(lambda parts: '{"a":' + "".join(parts) + "}"),
+        st.dictionaries(st.text("ab/ \\é"), json_values).map(json.dumps),
+        st.dictionaries(st.text("ab/ "), st.text("ab/ ")).map(with_slips),
+    )
+)
+def test_lifting_long_strings_out_changes_nothing_not_even_an_error(text: str) -> None:
+    found = []
+    for long in (2, 5, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_body, "LONG", long)
+            found.append(outcome(text.encode()))
+    assert found == [found[0]] * 3
+
+
+def test_a_picture_never_reaches_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    loads = json.loads
+
+    def noting_loads(text: str, **hooks: Any) -> Any:
+        seen.append(len(text))
+        return loads(text, **hooks)
+
+    monkeypatch.setattr(json, "loads", noting_loads)
+    url = "data:image/png;base64," + "iVBORw0K" * 10**5
+    for text in (
+        json.dumps({"a": [{"url": url}, [url]]}),
+        f'{{"a": [{{"url": f"{url}",}},["{url}"]]}}',
+    ):
+        assert parse_json(text.encode()).value == {"a": [{"url": url}, [url]]}
+    assert len(seen) == 3 and max(seen) < 200
+
+
+@pytest.mark.parametrize("member", ["1", "[]", '{"b":1}', '""'])
+def test_how_much_a_body_holds_is_bounded(member: str) -> None:
+    few = ",".join([member] * (MAX_CONTAINERS // 2))
+    assert parse_json(f'{{"a": [{few}]}}'.encode())
+    many = ",".join([member] * (MAX_MEMBERS + 2))
+    assert "too many" in json_error(f'{{"a": [{many}]}}')
 
 
 def test_a_body_of_very_many_strings_is_not_repaired() -> None:

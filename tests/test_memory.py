@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevl.engine.memory import KVPlan, _available, plan_kv
+from litevl.engine.memory import KVPlan, available_memory, plan_kv
 from litevl.errors import ConfigError
 
 MIB = 2**20
@@ -65,7 +65,7 @@ def test_a_whole_context_always_fits_the_blocks(mib: int, length: int, seqs: int
 def test_a_containers_limit_counts_as_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
-    assert _available(tmp_path) == 3000
+    assert available_memory(tmp_path) == 3000
     (tmp_path / "memory.max").write_text("max\n")
-    assert _available(tmp_path) > 10**6
-    assert _available(tmp_path / "none") > 10**6
+    assert available_memory(tmp_path) > 10**6
+    assert available_memory(tmp_path / "none") > 10**6

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import (
     ANSWER,
+    CARD,
     KEY,
     PATIENCE,
     TOKENS_PER_ITEM,
@@ -242,6 +244,8 @@ def test_a_bug_and_a_loading_server_are_refusals_too() -> None:
         assert httpx.get(f"{rig.url}/metrics", trust_env=False).text == ""
         assert status(rig)["status"] == "loading"
         assert status(rig)["model"] is None
+        rig.service.report("weights", 3, 4)
+        assert status(rig)["loading"] == {"phase": "weights", "progress": 0.75}
         rig.attach()
         rig.preprocessor.error = RuntimeError(SECRET)
         assert rig.chat().status_code == 500
@@ -318,8 +322,10 @@ def test_status_tells_phase_load_and_the_last_requests(rig: Rig) -> None:
     told = status(rig)
     assert set(told) == {
         *("status", "model", "version", "uptime_seconds", "max_model_len", "running", "waiting"),
-        *("kv_cache", "tokens_per_second", "recent"),
+        *("kv_cache", "tokens_per_second", "recent", "loading", "addresses", "defaults"),
     }
+    assert told["addresses"] == {"local": rig.url, "network": None, "public": None}
+    assert told["loading"] is None and told["defaults"] == asdict(CARD.defaults)
     assert (told["status"], told["model"], told["max_model_len"]) == ("ready", "tiny", 512)
     assert told["kv_cache"] == {"usage": 0, "blocks": 8, "block_size": 16}
     assert told["uptime_seconds"] > 0

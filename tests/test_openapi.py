@@ -24,6 +24,7 @@ from fakes import CARD, Rig, body, running, say
 from litevl.api.app import routes
 from litevl.api.middleware import normal_path
 from litevl.api.openapi import openapi_document
+from litevl.api.overview import page_routes
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest, CompletionRequest
 from litevl.api.records import Records
@@ -114,7 +115,8 @@ def test_every_route_is_in_the_document_and_no_other() -> None:
     config = Config()
     served = {
         (route.path.replace(":path", ""), method.lower())
-        for route in routes(config, Service(config), Records())
+        for route in (*routes(config, Service(config), Records()), *page_routes())
+        if not route.path.startswith("/page/")  # no part of the API
         for method in route.methods or {"GET"}
         if method != "HEAD"
     }

@@ -31,7 +31,8 @@ from litevl.api.protocol import ChatCompletionRequest
 from litevl.api.service import Service
 from litevl.config import Config
 from litevl.errors import QueueFullError
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.health import Health
+from litevl.sequence import FinishReason, Sequence, StepOutput
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 test measures time: it waits for what must happen."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from fakes import ANSWER, KEY, PATIENCE, Rig, body, request_bytes, running, say
-from litevl.api.wire import Limits
+from litevl.api.wire import GuardedProtocol, Limits
 
 POST = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n".encode()
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"
@@ -333,3 +334,58 @@ def wait_until_closed(rig: Rig) -> None:
     while rig.server.server_state.connections and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not rig.server.server_state.connections
+
+
+# What is told of it ----------------------------------------------------------------------------
+
+
+def test_every_connection_that_the_server_ends_is_counted_and_logged_by_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = Limits(
+        head_s=0.1, body_window_s=0.1, unread_s=0.1, head_bytes=200, connections=2, linger_s=0.1
+    )
+    refused = POST.replace(KEY.encode(), b"wrong") + b"content-length: 9\r\n\r\n{"
+    ways = {
+        "no_request": b"",
+        "request_timeout": GET,
+        "invalid_http": b"canary\r\n\r\n",
+        "head_too_large": GET + b"canary" * 100,
+        "unread_body": refused,
+    }
+    with caplog.at_level("INFO", "litevl.wire"), running(limits=limits) as rig:
+        for request in ways.values():
+            rig.exchange(request)
+        wait_until_closed(rig)
+        text = httpx.get(f"{rig.url}/metrics", trust_env=False).text
+    for why in ways:
+        assert re.search(rf'litevl:connections_ended_total\{{.*reason="{why}"\}} 1\.0', text), why
+    told = [each.getMessage() for each in caplog.records if each.name == "litevl.wire"]
+    assert told[: len(ways)] == [f"connection ended: {why}" for why in ways]
+    assert "canary" not in text + caplog.text
+
+
+# Clients that ask ahead ------------------------------------------------------------------------
+
+
+def test_a_client_that_asks_ahead_and_leaves_is_noticed_at_once() -> None:
+    with running() as rig:
+        rig.engine.hold(1)
+        with rig.connect() as connection:
+            connection.sendall(request_bytes(stream=True))
+            assert connection.recv(13) == b"HTTP/1.1 200 "
+            connection.sendall(GET + b"\r\n")
+        rig.engine.wait_until(lambda engine: len(engine.aborted) == 1)
+
+
+def test_what_is_asked_ahead_is_not_kept_without_end() -> None:
+    with running(limits=Limits(ahead=1000)) as rig, rig.connect() as connection:
+        rig.engine.hold(1)
+        connection.sendall(request_bytes(stream=True))
+        assert connection.recv(13) == b"HTTP/1.1 200 "
+        connection.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # the server has stopped reading
+            connection.sendall((GET + b"\r\n") * 10**6)
+        (one,) = rig.server.server_state.connections
+        assert isinstance(one, GuardedProtocol) and len(one.conn.trailing_data[0]) < 2**20
+        rig.engine.release()

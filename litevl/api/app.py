@@ -21,16 +21,17 @@ from litevl.api.completions import Completions
 from litevl.api.exchange import find_model
 from litevl.api.middleware import AnswerHeaders, Errors, Normaliser, Recording
 from litevl.api.openapi import openapi_document
+from litevl.api.overview import page_routes
 from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
 from litevl.api.status import StatusEndpoints
 from litevl.api.tokens import TokenEndpoints
 from litevl.config import Config
-from litevl.sequence import Health
+from litevl.health import Health
 
 
-def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
+def create_app(config: Config, service: Service, budget: BodyBudget, records: Records) -> ASGIApp:
     """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
 
     @contextlib.asynccontextmanager
@@ -39,11 +40,14 @@ def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
         yield
         await service.stop()
 
-    records = Records()
-    table = routes(config, service, records)
+    pages = [] if config.no_page else page_routes()
+    table = [*routes(config, service, records), *pages]
     router = Router(table, redirect_slashes=False, lifespan=lifespan)
     recorded = partial(Recording, records=records, paths={route.path for route in table})
-    http = _wrap(router, config, budget, recorded)
+    open_paths = OPEN_PATHS.union(page.path for page in pages)
+    if config.metrics_needs_key:
+        open_paths -= {"/metrics"}
+    http = _wrap(router, config, budget, open_paths, recorded)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
@@ -53,12 +57,21 @@ def create_app(config: Config, service: Service, budget: BodyBudget) -> ASGIApp:
 
 
 def _wrap(
-    app: ASGIApp, config: Config, budget: BodyBudget, recorded: Callable[[ASGIApp], ASGIApp]
+    app: ASGIApp,
+    config: Config,
+    budget: BodyBudget,
+    open_paths: frozenset[str],
+    recorded: Callable[[ASGIApp], ASGIApp],
 ) -> ASGIApp:
     """The layers, innermost first."""
     app = BodyLimit(app, config.max_body_size, budget)
-    open_paths = OPEN_PATHS - {"/metrics"} if config.metrics_needs_key else OPEN_PATHS
-    app = Authentication(app, Keys(config.api_key), open_paths)
+    # Who asks for no key though it is reachable from elsewhere, has said so by --no-api-key.
+    app = Authentication(
+        app,
+        Keys(config.api_key),
+        open_paths,
+        only_this_machine=not (config.api_key or config.no_api_key),
+    )
     app = recorded(Errors(app))
     if config.api_key:  # without a key, a page of any origin could otherwise use the model
         app = CORSMiddleware(
@@ -97,7 +110,7 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         card = service.ready_backend().card
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
-    status = StatusEndpoints(service, records)
+    status = StatusEndpoints(config, service, records)
     document = openapi_document(asks_for_key=bool(config.api_key))
     tokens = TokenEndpoints(service)
     chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)

@@ -36,7 +36,7 @@ class ChatCompletions:
         """Check the request, load its media and build its prompt."""
         request = await parse_body(body, scope, ChatCompletionRequest.parse)
         head = new_head("chatcmpl", find_model(backend.card, request.model))
-        fit = fit_for(self._service, backend, request)
+        fit = self._service.admission.holding(scope, fit_for(self._service, backend, request))
         media = await backend.media.load(request.media, caller_of(scope), fit)
         record_of(scope).load(media)
         prepare = partial(backend.preprocessor.prepare, request.conversation, media)

@@ -2,6 +2,10 @@
 
 Called by `chat.py`, in a worker thread when the body is large. Knows no field names.
 
+Python parses JSON without a pause for other threads: every stream would stand still meanwhile. So
+long plain strings, as pictures are, are lifted out first and put back afterwards, and how much else
+a body may hold is bounded.
+
 Strict parsing comes first. Where it fails, one pass outside string literals drops an `f` right
 before a string (`"url": f"data:..."`) and a comma before a closing brace or bracket; if the result
 is not JSON either, the first error stands. The caller tells the client which slips were found.
@@ -10,8 +14,9 @@ is not JSON either, the first error stands. The caller tells the client which sl
 import json
 import math
 import re
+import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from litevl.errors import InvalidJSONError, InvalidValueError
@@ -20,6 +25,10 @@ MAX_DEPTH = 128  # beyond any schema that people write, and far from where recur
 MAX_QUOTES = (
     200_000  # where the repair gives up: bodies are large by their pictures, not their count
 )
+MAX_CONTAINERS = 200_000  # some 45 ms for the parser, as are
+MAX_MEMBERS = 1_000_000  # numbers: a list of all tokens of the longest contexts
+LONG = 4096  # bytes of a string that is lifted out
+PIECE = 2**18  # bytes that are looked at in one go
 
 _COMMA = re.compile(r",(?=[ \t\r\n]*+[}\]])")
 _BAD_NUMBER = re.compile(r"NaN|-?Infinity|[0-9]{4301}|-?[0-9.]+[eE]\+?[0-9]{3}")
@@ -40,60 +49,124 @@ class JSONBody:
 
 def parse_json(body: bytes) -> JSONBody:
     """`InvalidJSONError` with line and column; `InvalidValueError` if it is no object."""
-    text = _decode(body)
+    text = _Text.lifted_from(body)
     slips: tuple[str, ...] = ()
     try:
         value = _parse_strictly(text)
     except InvalidJSONError as error:
-        repaired, slips = _repair(text)
+        repaired, slips = _repair(text.text)
         if not slips:
             raise
-        value = _parse_or(repaired, error)
+        value = _parse_or(replace(text, text=repaired), error)
     if not isinstance(value, dict):
         raise InvalidValueError("The body must be a JSON object, such as {...}.")
     return JSONBody(value, slips)
 
 
-def _decode(body: bytes) -> str:
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = body.count(b"\n", 0, error.start) + 1
-        column = error.start - body.rfind(b"\n", 0, error.start)
-        _fail("not UTF-8", line, column)
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A body without its long strings: words that nobody can guess stand for them."""
+
+    text: str
+    strings: dict[str, str]
+
+    @classmethod
+    def lifted_from(cls, body: bytes) -> "_Text":
+        strings: dict[str, str] = {}
+        pieces, copied, secret = [], 0, secrets.token_hex(16)
+        for start, end in _long_strings(body):
+            word = f"s{secret}{len(strings)}"
+            strings[word] = str(memoryview(body)[start:end], "ascii")
+            pieces += [body[copied:start], word.encode()]
+            copied = end
+        rest = b"".join([*pieces, body[copied:]])
+        if rest.count(b"[") + rest.count(b"{") > MAX_CONTAINERS or rest.count(b",") > MAX_MEMBERS:
+            raise InvalidJSONError(
+                "The body is not JSON that can be read: it holds too many values."
+            )
+        try:
+            return cls(rest.decode("utf-8-sig"), strings)
+        except UnicodeDecodeError as error:
+            cls(rest.decode("latin-1"), strings).fail("not UTF-8", error.start)
+
+    def fail(self, reason: str, at: int) -> NoReturn:
+        """Tell line and column of the body itself."""
+        start = self.text.rfind("\n", 0, at) + 1
+        line = self.text[start:at]
+        lifted = sum(len(self.strings[word]) - len(word) for word in self.strings if word in line)
+        raise InvalidJSONError(
+            f"The body is not JSON: {reason} at line {self.text.count(chr(10), 0, at) + 1} "
+            f"column {at - start + lifted + 1}."
+        ) from None
+
+    def restore(self, value: object) -> object:
+        """A member, with the strings in it as they were; objects have been seen to already."""
+        if isinstance(value, str):
+            return self.strings.get(value, value)
+        if isinstance(value, list):
+            value[:] = map(self.restore, value)
+        return value
+
+    def to_object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """Readers differ in which of two members with one name they take: there may be none."""
+        if self.strings:
+            pairs = [(self.strings.get(name, name), self.restore(each)) for name, each in pairs]
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            raise InvalidJSONError(
+                "The body is not JSON that can be read: an object holds one name twice."
+            )
+        return value
 
 
-def _parse_strictly(text: str) -> object:
+def _long_strings(body: bytes) -> Iterator[tuple[int, int]]:
+    """Where long strings without escapes begin and end.
+
+    What stands between two quotes and begins with a letter can be nothing else if a body is JSON.
+    """
+    at = 0
+    while at + LONG <= len(body):
+        if (quote := body.rfind(b'"', at, at + LONG)) >= 0:
+            at = quote + 1
+            continue
+        end = body.find(b'"', at)
+        if end < 0:
+            return
+        if at > 1 and body[at - 2 : at] != b'\\"' and _is_plain(body, at, end):
+            yield at, end
+        at = end + 1
+
+
+def _is_plain(body: bytes, start: int, end: int) -> bool:
+    """Printable ASCII without escapes, a letter or digit first."""
+    return body[start : start + 1].isalnum() and all(
+        piece.isascii() and b"\\" not in piece and piece.decode().isprintable()
+        for piece in (body[at : min(at + PIECE, end)] for at in range(start, end, PIECE))
+    )
+
+
+def _parse_strictly(body: _Text) -> object:
+    text = body.text
     try:
         value = json.loads(
             text,
             parse_constant=_refuse_constant,
             parse_float=_finite,
-            object_pairs_hook=_without_twins,
+            object_pairs_hook=body.to_object,
         )
         if _SURROGATE_ESCAPE.search(text):
             # Halves of a pair parse, but can be neither tokenised nor sent back.
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        _fail(error.msg, error.lineno, error.colno)
+        body.fail(error.msg, error.pos)
     except UnicodeEncodeError:
         raise InvalidJSONError("The body is not JSON: an escape holds half a character.") from None
     except RecursionError:
         raise InvalidJSONError(_TOO_DEEP) from None
     except ValueError:
-        _fail_at_number(text)
+        _fail_at_number(body)
     if _is_too_deep(value):
         raise InvalidJSONError(_TOO_DEEP)
-    return value
-
-
-def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object; readers differ in which of two members with one name they take."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise InvalidJSONError(
-            "The body is not JSON that can be read: an object holds one name twice."
-        )
     return value
 
 
@@ -123,17 +196,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _fail_at_number(text: str) -> NoReturn:
+def _fail_at_number(body: _Text) -> NoReturn:
     """NaN, Infinity, or more than Python turns into a number."""
-    found = ((at, _BAD_NUMBER.search(outside)) for at, outside, _ in _stretches(text))
-    at = next((at + match.start() for at, match in found if match), 0)
-    _fail("not a number", text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
-
-
-def _fail(reason: str, line: int, column: int) -> NoReturn:
-    raise InvalidJSONError(
-        f"The body is not JSON: {reason} at line {line} column {column}."
-    ) from None
+    found = ((at, _BAD_NUMBER.search(outside)) for at, outside, _ in _stretches(body.text))
+    body.fail("not a number", next((at + match.start() for at, match in found if match), 0))
 
 
 def _repair(text: str) -> tuple[str, tuple[str, ...]]:
@@ -178,7 +244,7 @@ def _end_of_string(text: str, quote: int) -> int:
     return len(text)
 
 
-def _parse_or(text: str, error: InvalidJSONError) -> object:
+def _parse_or(text: _Text, error: InvalidJSONError) -> object:
     try:
         return _parse_strictly(text)
     except InvalidJSONError:

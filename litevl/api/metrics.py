@@ -22,7 +22,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from litevl.sequence import EngineStats, MediaKind
+from litevl.health import EngineStats
+from litevl.sequence import MediaKind
 
 TO_FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -95,6 +96,7 @@ class Metrics:
         self.generation_rate = Rate()
         self.finished = Counter(dict.fromkeys(("stop", "length", "abort", "error"), 0))
         self.rejected: Counter[str] = Counter()  # by the code of the error
+        self.connections: Counter[str] = Counter()  # that the server ended, by its reason
         self.time_to_first_token = Histogram(TO_FIRST_TOKEN)
         self.inter_token = Histogram(PER_TOKEN)
         self.time_per_token = Histogram(PER_TOKEN)
@@ -149,6 +151,9 @@ class Metrics:
         yield told.counter(
             "litevl:requests_rejected", "Errors before a first token", self.rejected, "reason"
         )
+        yield told.counter(
+            "litevl:connections_ended", "Ended by the server", self.connections, "reason"
+        )
 
 
 def _engine(model_name: str, stats: EngineStats) -> Iterator[Metric]:
@@ -161,6 +166,8 @@ def _engine(model_name: str, stats: EngineStats) -> Iterator[Metric]:
     yield told.counter("vllm:prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queries)
     yield told.counter("vllm:prefix_cache_hits", "Prompt tokens found", stats.prefix_hits)
     yield told.counter("litevl:encoder_cache_hits", "Media encoded before", stats.encoder_hits)
+    yield told.counter("litevl:steps_divided", "Failed steps repeated in parts", stats.num_divided)
+    yield told.counter("litevl:leaked", "Found held while nothing ran", stats.num_leaked)
     yield told.gauge(
         "vllm:cache_config_info",
         "The KV cache",

@@ -14,7 +14,8 @@ from litevl.api.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from litevl.sequence import FinishReason, Health
+from litevl.health import Health
+from litevl.sequence import FinishReason
 
 # Shapes of answers -----------------------------------------------------------------------------
 
@@ -177,12 +178,18 @@ _ANSWERS: JSONObject = {
     "Health": _object(status=_word(*Health)),
     "Version": _object(version=_TEXT),
     "Metrics": _TEXT,
+    "Page": _TEXT,
     "Status": _object(
         status=_word(*Health),
+        loading=_or_null(_object(phase=_TEXT, progress=_NUMBER_OR_NULL)),
         version=_TEXT,
         uptime_seconds=_NUMBER,
+        addresses=_object(local=_TEXT, network=_TEXT_OR_NULL, public=_TEXT_OR_NULL),
         model=_TEXT_OR_NULL,
         max_model_len={"type": ["integer", "null"]},
+        defaults=_or_null(
+            _object(temperature=_NUMBER, top_p=_NUMBER, top_k=_COUNT, repetition_penalty=_NUMBER)
+        ),
         running=_COUNT,
         waiting=_COUNT,
         kv_cache=_or_null(_object(usage=_NUMBER, blocks=_COUNT, block_size=_COUNT)),
@@ -272,12 +279,13 @@ _GETS: dict[str, tuple[str, str]] = {
     "/v1/status": ("Phase, load and the last requests, without their content", "Status"),
     "/metrics": ("What is counted, as Prometheus reads it", "Metrics"),
     "/version": ("The version of litevl", "Version"),
+    "/": ("The page, for people", "Page"),
     "/openapi.json": ("This document", "OpenAPI"),
 }
 
 
 def _content(schema: str) -> JSONObject:
-    media_type = "text/plain" if schema == "Metrics" else "application/json"
+    media_type = {"Metrics": "text/plain", "Page": "text/html"}.get(schema, "application/json")
     return {media_type: {"schema": _ref(schema)}}
 
 

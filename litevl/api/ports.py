@@ -7,13 +7,12 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
+from litevl.health import EngineStats, Health
 from litevl.media.loader import Fit
 from litevl.sequence import (
     Conversation,
     Deliver,
-    EngineStats,
     Grammar,
-    Health,
     LoadedMedia,
     MediaRef,
     ModelCard,

@@ -21,9 +21,11 @@ from litevl.logs import FIELDS
 from litevl.sequence import FinishReason, LoadedMedia, MediaKind, Prompt, Sequence
 
 logger = logging.getLogger("litevl.request")
+wire_logger = logging.getLogger("litevl.wire")
 
 GENERATING = frozenset({"/chat/completions", "/completions"})
 UNLOGGED = frozenset({"/health", "/health/live", "/metrics", "/status"})  # asked all the time
+PAGE_FILES = "/page/"  # asked for many at once: `/` says it all
 NUM_RECENT = 32
 LEFT = 499  # nginx's status for a client that did not wait for its answer
 
@@ -171,6 +173,12 @@ class Records:
         """The last requests that asked for an answer, newest first."""
         return list(reversed(self._recent))
 
+    def note_connection(self, why: str) -> None:
+        """The server ended a connection that brought no request, or not all of one, or took no
+        answer; `why` is one of the wire's own words."""
+        self.metrics.connections[why] += 1
+        wire_logger.info("connection ended: %s", why, extra={FIELDS: {"reason": why}})
+
     def begin(self, scope: Scope, name: str, endpoint: str) -> RequestRecord:
         """`endpoint` must be one of ours: a path can hold whatever a caller wrote."""
         record = scope[_RECORD] = RequestRecord(self.metrics, name, endpoint)
@@ -184,7 +192,7 @@ class Records:
         if record.endpoint in GENERATING and record.code != AuthenticationError.code:
             arrived = time.time() - (time.monotonic() - record.began)
             self._recent.append({"when": round(arrived, 3), **told})
-        if record.endpoint not in UNLOGGED:
+        if record.endpoint not in UNLOGGED and not record.endpoint.startswith(PAGE_FILES):
             fields = {"endpoint": record.endpoint, "model": record.model, **told}
             words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]
             logger.info(" ".join(words), extra={FIELDS: fields})

@@ -10,16 +10,27 @@ import random
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
+from litevl.api.admission import Admission, pixels_that_fit
 from litevl.api.ports import Backend
 from litevl.config import Config
 from litevl.errors import InternalError, LitevlError, UnavailableError
-from litevl.sequence import FinishReason, Health, Sequence, StepOutput
+from litevl.health import Health
+from litevl.sequence import FinishReason, Sequence, StepOutput
 
 PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What happens before there is a model to ask."""
+
+    phase: str
+    progress: float | None = None  # the share of it that is done, where that is known
 
 
 class _Mailbox:
@@ -97,18 +108,27 @@ class Service:
     """The model as the HTTP side sees it: perhaps still loading, perhaps on its way out."""
 
     def __init__(self, config: Config) -> None:
+        self.admission = Admission(
+            config.max_num_seqs + config.max_num_queued_reqs, pixels_that_fit()
+        )
         self._backend: Backend | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
+        self._loading: Loading | None = Loading("starting")
         self._mailboxes: dict[str, _Mailbox] = {}
         self._seeds = random.Random(config.seed)
         self._workers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="litevl-prepare")
 
     # Life ----------------------------------------------------------------------------------------
 
+    def report(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """So much of a phase of the loading is done; from any thread, before `attach`."""
+        self._loading = Loading(phase, done / total if total else None)
+
     def attach(self, backend: Backend) -> None:
         """Start the engine of a loaded model; from any thread, before or after `bind`."""
         backend.engine.start(self._deliver)
+        self._loading = None
         self._backend = backend
 
     def bind(self) -> None:
@@ -137,6 +157,11 @@ class Service:
     def backend(self) -> Backend | None:
         """The loaded model, in whatever health; None while it loads."""
         return self._backend
+
+    @property
+    def loading(self) -> Loading | None:
+        """What the loading is at; None once it is over."""
+        return self._loading
 
     @property
     def num_running(self) -> int:

@@ -4,9 +4,12 @@
 tasks, no routes.
 """
 
+import logging
 import os
 import resource
 import signal
+import ssl
+import threading
 import time
 from types import FrameType
 
@@ -14,29 +17,42 @@ import uvicorn
 
 from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import Limits, within
 from litevl.config import Config
+from litevl.errors import ConfigError
+from litevl.health import Health
+
+logger = logging.getLogger("litevl.api")
 
 DRAIN_S = 30.0  # for what runs when the first signal comes
 CLOSE_S = 2  # then, for connections that do not close
 GONE_S = 34  # after the first signal the process is no more, whatever hangs: supervisors kill at 35
+RED_S = 2.0  # a dead engine shows /health red and tells its requests; then the process ends
+RED_GONE_S = 3  # and is no more after that
+STUCK_S = 60.0  # a stalled engine shows it, and may still come back; then the process ends
 FILES_BESIDE = 512  # open files that are no connections: weights, children's pipes, downloads
 
 
 class Server(uvicorn.Server):
     """The first SIGTERM or SIGINT drains, with `/health` answering `draining`; a second one ends
-    the process at once."""
+    the process at once. An engine that is dead or stuck ends it too: a supervisor starts another.
+    """
 
     def __init__(self, config: Config, service: Service, limits: Limits | None = None) -> None:
         limits = limits or Limits()
         self.budget = BodyBudget(max(MAX_BYTES_IN_FLIGHT, config.max_body_size))
         self._service = service
         self._drained_at: float | None = None  # when patience ends
+        records = Records()
+        self._unwell_since: float | None = None
+        self.exit_code = 0
         super().__init__(
             uvicorn.Config(
-                create_app(config, service, self.budget),
-                http=within(limits),  # not httptools, which refuses `-X Post`
+                create_app(config, service, self.budget, records),
+                # Not httptools, which refuses `-X Post`.
+                http=within(limits, load_certificate(config), records.note_connection),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -45,8 +61,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,  # nobody asks where a client is
                 timeout_graceful_shutdown=CLOSE_S,
                 timeout_keep_alive=limits.idle_s,
-                ssl_keyfile=config.ssl_keyfile,
-                ssl_certfile=config.ssl_certfile,
             )
         )
 
@@ -59,15 +73,54 @@ class Server(uvicorn.Server):
         """Called by uvicorn's signal handlers, in the main thread."""
         if self._drained_at is not None:
             os._exit(128 + sig)  # decoding children die with their parent
-        signal.alarm(GONE_S)
+        _end_after(GONE_S)
         self.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second: whether to close the listener and leave."""
+        self._watch_engine()
         if self._drained_at is not None:
             has_work = bool(self.server_state.tasks) and time.monotonic() < self._drained_at
             self.should_exit |= not has_work
         return await super().on_tick(counter)
+
+    def _watch_engine(self) -> None:
+        health = self._service.health()
+        if health not in (Health.STALLED, Health.DEAD):
+            self._unwell_since = None
+            return
+        now = time.monotonic()
+        if self._unwell_since is None:
+            self._unwell_since = now
+        unwell = now - self._unwell_since
+        if health is Health.STALLED and unwell >= STUCK_S:
+            logger.critical("the engine is stuck: the process ends")
+            os._exit(os.EX_SOFTWARE)  # no thread waits for it; decoding children die as well
+        if health is Health.DEAD and unwell >= RED_S and not self.should_exit:
+            _end_after(RED_GONE_S)
+            self.exit_code = os.EX_SOFTWARE
+            self.should_exit = True
+
+
+def _end_after(seconds: int) -> None:
+    """The last word, whatever hangs; not where the server is but a thread of somebody's process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.alarm(seconds)
+
+
+def load_certificate(config: Config) -> ssl.SSLContext | None:
+    """What connections shake hands with, or None; `ConfigError` where it cannot be read."""
+    if config.ssl_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}: {error}"
+        ) from None
+    return context
 
 
 def raise_file_limit(limits: Limits) -> None:

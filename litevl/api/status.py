@@ -4,21 +4,25 @@
 """
 
 import time
+from dataclasses import asdict
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from litevl import __version__
+from litevl.addresses import addresses
 from litevl.api.fields import JSONObject
 from litevl.api.records import Records
 from litevl.api.service import Service
+from litevl.config import Config
 
 
 class StatusEndpoints:
     """Handlers, each a coroutine function of a request."""
 
-    def __init__(self, service: Service, records: Records) -> None:
+    def __init__(self, config: Config, service: Service, records: Records) -> None:
+        self._config = config
         self._service = service
         self._records = records
 
@@ -32,11 +36,15 @@ class StatusEndpoints:
     async def status(self, request: Request) -> Response:
         """Phase, load and the last requests; nulls where the model loads."""
         rate = self._records.metrics.generation_rate
+        _, port = request.scope["server"]
+        loading = self._service.loading
         return JSONResponse(
             {
                 "status": self._service.health(),
+                "loading": loading and asdict(loading),
                 "version": __version__,
                 "uptime_seconds": round(self._records.uptime, 3),
+                "addresses": asdict(addresses(self._config, port)),
                 **self._of_model(),
                 "tokens_per_second": rate.per_second(time.monotonic()),
                 "recent": self._records.recent,
@@ -49,6 +57,7 @@ class StatusEndpoints:
             return {
                 "model": None,
                 "max_model_len": None,
+                "defaults": None,
                 "running": 0,
                 "waiting": 0,
                 "kv_cache": None,
@@ -57,6 +66,7 @@ class StatusEndpoints:
         return {
             "model": backend.card.names[0],
             "max_model_len": backend.card.max_model_len,
+            "defaults": asdict(backend.card.defaults),
             "running": stats.num_running,
             "waiting": stats.num_waiting,
             "kv_cache": {

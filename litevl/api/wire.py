@@ -11,8 +11,11 @@ connection that sends a whole small request at once costs neither.
 import asyncio
 import re
 import socket
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -44,6 +47,7 @@ class Limits:
     write_s: float = 60.0  # without taking a byte, when megabytes wait in the kernel already
     unread_s: float = 30.0  # for the rest of a body that was answered without being read
     linger_s: float = 2.0  # after a refusal: a close at once would reset it before it is read
+    ahead: int = 64 * 2**10  # bytes of later requests that are read while one is answered
     connections: int = 1024  # each costs a file and some 10 KiB; sixteen times what runs at once
     refused_connections: int = (
         256  # beyond these, that are told so, if none of the others is silent
@@ -53,7 +57,7 @@ class Limits:
 class Phase(Enum):
     """What a connection waits for."""
 
-    HEAD = auto()  # the rest of a head
+    HEAD = auto()  # the rest of a head, the handshake before it included
     BODY = auto()  # more of a body that the application reads
     UNREAD = auto()  # more of a body that nobody wants: its answer is out
     ANSWER = auto()  # the application: no limit, some models think for minutes
@@ -125,9 +129,18 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. `within` makes the class that uvicorn is given."""
+    """One connection. `within` makes the class that uvicorn is given.
+
+    It shakes hands for TLS itself: asyncio would tell of a connection only after that, and whoever
+    never begins it would be counted nowhere.
+    """
 
     limits: ClassVar[Limits] = Limits()
+    tls: ClassVar[ssl.SSLContext | None] = None
+
+    @staticmethod
+    def note(why: str) -> None:
+        """Hear that the server ends the connection, and why."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,6 +152,8 @@ class GuardedProtocol(H11Protocol):
         self._unsent = 0  # bytes left over when the write timer was set
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None
+        self._early = b""  # what came right behind the handshake
 
     # What the transport calls --------------------------------------------------------------------
 
@@ -148,16 +163,48 @@ class GuardedProtocol(H11Protocol):
         # frame waits in the kernel until the client has confirmed the one before: 40 ms.
         if raw := transport.get_extra_info("socket"):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Whatever the kernel does not take at once pauses the writer, and starts its deadline.
-        # Not zero: asyncio's TLS would pause for an empty buffer, and never go on.
-        transport.set_write_buffer_limits(high=1, low=0)
         surplus = len(self.connections) - self.limits.connections
-        if surplus > self.limits.refused_connections:
-            transport.abort()
-        elif surplus > 0 and not self._make_room():
-            self._refuse(UnavailableError("Too many connections are open; try again later."))
+        if surplus > 0 and (surplus > self.limits.refused_connections or not self._make_room()):
+            if surplus > self.limits.refused_connections or self.tls:
+                self._cut("too_many_connections")
+            else:
+                self._refuse(UnavailableError("Too many connections are open; try again later."))
+            return
+        self._follow()
+        if self.tls:
+            self._handshake = self.loop.create_task(self._shake_hands(transport, self.tls))
         else:
-            self._follow()
+            self._bound_writing()
+
+    async def _shake_hands(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """Go on over TLS, within the time that the first head has."""
+        try:
+            secured = await self.loop.start_tls(
+                transport,
+                self,
+                tls,
+                server_side=True,
+                ssl_handshake_timeout=self.limits.head_s,
+                ssl_shutdown_timeout=self.limits.linger_s,
+            )
+        except OSError:
+            if self.phase is not Phase.REFUSED:
+                self.note("no_tls")
+            secured = None
+        self._handshake = None
+        if secured is None:
+            self.connection_lost(None)  # which asyncio does not tell of before the handshake
+            return
+        super().connection_made(secured)
+        self._bound_writing()
+        if self._early:
+            early, self._early = self._early, b""
+            self.data_received(early)
+
+    def _bound_writing(self) -> None:
+        """Whatever the kernel does not take at once pauses the writer, and starts its deadline."""
+        # Not zero: asyncio's TLS would pause for an empty buffer, and never go on.
+        self.transport.set_write_buffer_limits(high=1, low=0)
 
     def _make_room(self) -> bool:
         """Close the connection that has been silent for longest; False where all have work.
@@ -167,15 +214,19 @@ class GuardedProtocol(H11Protocol):
         silent = [each for each in self.connections if each.phase in (Phase.HEAD, Phase.IDLE)]
         if silent:
             longest = min(silent, key=lambda each: each.since)
-            longest.phase = Phase.REFUSED
-            longest.transport.abort()
+            longest._cut("made_room")
         return bool(silent)
 
     def data_received(self, data: bytes) -> None:
-        if self.phase is not Phase.REFUSED:
+        if self._handshake:
+            self._early += data
+        elif self.phase is not Phase.REFUSED:
             self._received += len(data)
             super().data_received(data)
             self._follow()
+            # uvicorn stops reading at the next request, and nobody would notice who leaves then.
+            if self.phase is Phase.ANSWER and len(self.conn.trailing_data[0]) < self.limits.ahead:
+                self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.REFUSED
@@ -219,7 +270,7 @@ class GuardedProtocol(H11Protocol):
                 self._set_read_timer(self.limits.body_window_s, self._check_rate)
             case Phase.UNREAD:
                 self._unset_keepalive_if_required()
-                self._set_read_timer(self.limits.unread_s, self.transport.abort)
+                self._set_read_timer(self.limits.unread_s, partial(self._cut, "unread_body"))
             case _:
                 self._set_read_timer(None)
         if phase is Phase.IDLE and self.timeout_keep_alive_task is None:
@@ -242,7 +293,7 @@ class GuardedProtocol(H11Protocol):
         if self.conn.trailing_data[0]:
             self._refuse(RequestTimeoutError("The head of the request did not come in time."))
         else:
-            self.transport.close()  # browsers open connections that they may never use
+            self._cut("no_request")  # browsers open connections that they may never use
 
     def _check_rate(self) -> None:
         least = self.limits.body_rate * self.limits.body_window_s
@@ -262,7 +313,7 @@ class GuardedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size() < self._unsent:
             self._watch_writing()
         else:
-            self.transport.abort()  # the application hears that its client is gone
+            self._cut("unread_answer")  # the application hears that its client is gone
 
     def _set_read_timer(self, seconds: float | None, then: Any = None) -> None:
         if self._read_timer:
@@ -273,6 +324,7 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, error: LitevlError) -> None:
         """Answer and close, but not before the client has had the time to read it."""
+        self.note(error.code)
         self.phase = Phase.REFUSED
         self._unset_keepalive_if_required()
         can_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
@@ -289,6 +341,12 @@ class GuardedProtocol(H11Protocol):
         else:
             self.transport.close()
 
+    def _cut(self, why: str) -> None:
+        """Close without a word."""
+        self.note(why)
+        self.phase = Phase.REFUSED
+        self.transport.abort()
+
 
 def _as_bytes(error: LitevlError) -> bytes:
     """A whole answer: the state of the connection may be beyond what h11 would send."""
@@ -299,10 +357,22 @@ def _as_bytes(error: LitevlError) -> bytes:
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
-def within(bounds: Limits) -> type[GuardedProtocol]:
-    """The protocol with these limits, for `uvicorn.Config(http=...)`."""
+def within(
+    bounds: Limits,
+    certificate: ssl.SSLContext | None = None,
+    told: Callable[[str], None] = lambda why: None,
+) -> type[GuardedProtocol]:
+    """The protocol with these limits, for `uvicorn.Config(http=...)`.
+
+    `told` hears why the server ends a connection: the code of the error sent, or one word.
+    """
 
     class Bounded(GuardedProtocol):
         limits = bounds
+        tls = certificate
+
+        @staticmethod
+        def note(why: str) -> None:
+            told(why)
 
     return Bounded

@@ -8,35 +8,28 @@ by `api/service.py`. Knows no HTTP, no JSON and no text.
 import logging
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import (
     ContextLengthError,
+    DeviceLostError,
     InternalError,
     LitevlError,
     QueueFullError,
     UnavailableError,
 )
-from litevl.sequence import (
-    Chunk,
-    Deliver,
-    EngineStats,
-    FinishReason,
-    Health,
-    SampledToken,
-    Sequence,
-    Step,
-    StepOutput,
-)
+from litevl.health import EngineStats, Health
+from litevl.logs import FRAMES
+from litevl.sequence import Chunk, Deliver, FinishReason, SampledToken, Sequence, Step, StepOutput
 
 logger = logging.getLogger("litevl.engine")
 
-STALL_AFTER_S = 60.0  # a step that takes longer turns /health red
+STALL_AFTER_S = 60.0  # without a heartbeat while there is work: /health turns red
 QUEUE_S = 60.0  # in the queue without having run: whoever asked has given up, or should elsewhere
-MAX_FAILED_STEPS = 3  # in a row; then the device is taken for lost
 
 
 class Launched(Protocol):
@@ -50,7 +43,14 @@ class Launched(Protocol):
 class Runner(Protocol):
     """What turns a step into tokens; `runner.py` implements it, tests fake it."""
 
-    def launch(self, step: Step) -> Launched: ...
+    def launch(self, step: Step) -> Launched:
+        """MemoryError says what it means; anything else is the fault of one of the sequences. A
+        step that failed may be launched again, in parts."""
+        ...
+
+    def check_device(self) -> None:
+        """Asked after a failure; DeviceLostError when nothing can run any more."""
+        ...
 
 
 class Engine:
@@ -78,8 +78,9 @@ class Engine:
         self._unfinished: dict[str, Sequence] = {}
         self._is_stopping = False
         self._is_dead = False
-        self._step_began: float | None = None
-        self._failed_steps = 0  # in a row, by no fault of a request
+        self._alive_at: float | None = None  # the last heartbeat of the step under way
+        self._num_divided = 0
+        self._num_leaked = 0
         self._deliver: Deliver = lambda outputs: None
         self._thread = threading.Thread(target=self._run, name="litevl-engine", daemon=True)
 
@@ -121,10 +122,15 @@ class Engine:
         """The heartbeat of the step, not of the web server."""
         if self._is_dead or not self._thread.is_alive():
             return Health.DEAD
-        began = self._step_began
-        if began is not None and time.monotonic() - began > STALL_AFTER_S:
+        alive_at = self._alive_at
+        if alive_at is not None and self._clock() - alive_at > STALL_AFTER_S:
             return Health.STALLED
         return Health.READY
+
+    def beat(self) -> None:
+        """The step under way is getting on: called within it by what may take long."""
+        if self._alive_at is not None:
+            self._alive_at = self._clock()
 
     def stats(self) -> EngineStats:
         """Counts as they are in this moment, of which some may be a step ahead of others."""
@@ -140,6 +146,8 @@ class Engine:
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
             encoder_hits=scheduler.encoder_cache.num_hits,
+            num_divided=self._num_divided,
+            num_leaked=self._num_leaked,
         )
 
     def stop(self) -> None:
@@ -156,15 +164,15 @@ class Engine:
 
     def check_idle(self) -> None:
         """Raise unless everything is free; true whenever no request is unfinished."""
+        if any(held := self._held()) or self._unfinished:
+            raise RuntimeError(f"idle engine holds (KV blocks, features, sequences) = {held}")
+
+    def _held(self) -> tuple[int, int, int]:
         scheduler = self.scheduler
         pool = scheduler.pool
-        held = (
-            pool.num_blocks - pool.num_free,
-            scheduler.encoder_cache.num_held,
-            len(self._unfinished),
-        )
-        if any(held) or scheduler.running or scheduler.waiting:
-            raise RuntimeError(f"idle engine holds (KV blocks, features, requests) = {held}")
+        blocks = pool.num_blocks - pool.num_free
+        sequences = len(scheduler.running) + len(scheduler.waiting)
+        return blocks, scheduler.encoder_cache.num_held, sequences
 
     # The engine thread -------------------------------------------------------------------------
 
@@ -174,12 +182,11 @@ class Engine:
                 outputs = self.step()
                 if outputs:
                     self._deliver(outputs)
-                if self._failed_steps == MAX_FAILED_STEPS:
-                    logger.critical("%d steps failed in a row: the engine stops", MAX_FAILED_STEPS)
-                    return
+        except DeviceLostError as error:
+            logger.critical("the engine stops: %s", error)
         finally:
             self._is_dead = True
-            self._fail_all(UnavailableError("The engine has stopped.", code="server_error"))
+            self._fail_all()
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False when it is time to end."""
@@ -194,8 +201,21 @@ class Engine:
         """
         self._take_inbox()
         step = self.scheduler.schedule()
-        overdue = self._end_overdue()  # not before: perhaps there is room now
-        return overdue + (self._compute(step) if step else [])
+        outputs = self._end_overdue()  # not before: perhaps there is room now
+        if step:
+            self._alive_at = self._clock()
+            outputs += self._compute(step)
+            self._alive_at = None
+            self.num_steps += 1
+        if not self._unfinished:
+            self._count_leaks()
+        return outputs
+
+    def _count_leaks(self) -> None:
+        """Nothing is unfinished, so nothing may be held; what is, was lost by a bug of ours."""
+        if (held := sum(self._held())) > self._num_leaked:
+            logger.error("%s more held while idle", held - self._num_leaked)
+            self._num_leaked = held
 
     def _take_inbox(self) -> None:
         with self._wake:
@@ -212,24 +232,28 @@ class Engine:
         return [self._end(sequence, error) for sequence in overdue]
 
     def _compute(self, step: Step) -> list[StepOutput]:
-        """Launch and collect; a failure ends the sequences of this step and no others."""
-        self._step_began = time.monotonic()
+        """Launch and collect. A step that fails is repeated in halves, until it is known who fails
+        alone; the others notice nothing."""
         try:
-            outputs = self.collect(step, self._runner.launch(step).wait())
-            self._failed_steps = 0
-            return outputs
-        except Exception as error:
-            # The thread must survive one bad batch.
-            logger.exception(
-                "a step of %d tokens failed: %s", step.num_tokens, type(error).__name__
-            )
-            is_ours = not isinstance(error, LitevlError)
-            self._failed_steps = self._failed_steps + 1 if is_ours else 0
-            failure = InternalError("The model failed on this request.") if is_ours else error
-            return [self._end(chunk.sequence, failure) for chunk in step.chunks]
-        finally:
-            self._step_began = None
-            self.num_steps += 1
+            sampled = self._runner.launch(step).wait()
+        except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
+            self._runner.check_device()
+            if len(step.chunks) > 1:
+                self._num_divided += 1
+                return [output for half in self._halves(step) for output in self._compute(half)]
+            return [self._fail(step.chunks[0].sequence, error)]
+        return self.collect(step, sampled)
+
+    def _halves(self, step: Step) -> Iterator[Step]:
+        """Each encodes what its chunks need and nobody has encoded by then."""
+        middle = len(step.chunks) // 2
+        for chunks in (step.chunks[:middle], step.chunks[middle:]):
+            needed = {
+                c.sequence.media_key(item) for c in chunks for item in c.sequence.prompt.media
+            }
+            todo = (e for e in step.encode if e.key in needed)
+            missing = tuple(e for e in todo if e.key not in self.scheduler.encoder_cache)
+            yield Step(chunks=chunks, encode=missing)
 
     def collect(self, step: Step, sampled_tokens: list[SampledToken]) -> list[StepOutput]:
         """Note what a finished step computed, and say what is new."""
@@ -240,12 +264,14 @@ class Engine:
     def _advance(self, chunk: Chunk, token: SampledToken | None) -> StepOutput | None:
         sequence = chunk.sequence
         if token and not token.is_valid:
-            logger.error("a sequence of %d tokens gave no usable logits", len(sequence))
-            self._forget(sequence, is_spoiled=True)
-            return _ended(sequence, InternalError("The model failed on this request."))
-        self.scheduler.complete(chunk)
-        if not token:
-            return None
+            return self._fail(sequence, ValueError("no usable logits"), is_spoiled=True)
+        try:
+            self.scheduler.complete(chunk)
+            return self._append(sequence, token) if token else None
+        except Exception as error:  # noqa: BLE001 - and one bad token: a grammar is foreign code
+            return self._fail(sequence, error)
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> StepOutput:
         sequence.output_token_ids.append(token.token_id)
         if sequence.mask:
             sequence.mask.accept(token.token_id)
@@ -277,11 +303,35 @@ class Engine:
         self._forget(sequence)
         return _ended(sequence, error)
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail(
+        self, sequence: Sequence, error: Exception, *, is_spoiled: bool = False
+    ) -> StepOutput:
+        """End a sequence by its own error."""
+        # Not its message, which may hold what a caller wrote.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        told = (len(sequence), type(error).__name__)
+        logger.error("a sequence of %d tokens failed: %s", *told, extra={FRAMES: frames})
+        self._forget(sequence, is_spoiled=is_spoiled)
+        if isinstance(error, LitevlError):
+            return _ended(sequence, error)
+        if isinstance(error, MemoryError):
+            return _ended(sequence, UnavailableError("Out of memory; try again, or send less."))
+        return _ended(sequence, InternalError("The model failed on this request."))
+
+    def _fail_all(self) -> None:
+        """At the end: what has run failed with us, what has not can be sent elsewhere."""
         self._take_inbox()
         left = list(self._unfinished.values())
+        gone = UnavailableError("The engine has stopped.", code="server_error")
+        failed = InternalError("The model failed while it answered this request.")
+        has_failed = not self._is_stopping
         # Told first: if the state is broken, freeing it may raise, and nobody may wait for ever.
-        self._deliver([_ended(sequence, error) for sequence in left])
+        self._deliver(
+            [
+                _ended(each, gone if each.num_cached is None or not has_failed else failed)
+                for each in left
+            ]
+        )
         for sequence in left:
             self._forget(sequence)
 

@@ -93,6 +93,9 @@ class LogitsProcessor:
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
         for sequence in sequences:
             if self._row_owner.get(sequence.row) != sequence.request_id:
+                # One that was preempted may have left a row behind, and may come back to it.
+                owners = self._row_owner.items()
+                self._row_owner = {row: who for row, who in owners if who != sequence.request_id}
                 self._row_owner[sequence.row] = sequence.request_id
                 self._fill_row(sequence, self._in_prompt, self._counts)
         return self._in_prompt, self._counts

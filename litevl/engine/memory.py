@@ -95,12 +95,26 @@ def plan_kv(
     )
 
 
+def check_weights(num_bytes: int, device: torch.device) -> None:
+    """Raise ConfigError where the weights do not fit, before the first of them is read."""
+    if device.type == "cpu":
+        free, where = available_memory(), "this machine"
+    else:
+        free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
+    if num_bytes > free:
+        raise ConfigError(
+            f"the weights need {_gib(num_bytes)} and {where} has {_gib(free)} free: choose a "
+            "smaller model (`litevl info MODEL` tells what one needs), --dtype bfloat16, or free "
+            "memory"
+        )
+
+
 def kv_budget(
     model: QwenVL, *, utilization: float, max_tokens: int, max_media_tokens: int, max_num_seqs: int
 ) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
-        return _available() // CPU_SHARE
+        return available_memory() // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
     run_largest_step(
         model,
@@ -163,7 +177,11 @@ def _mib(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f} MiB"
 
 
-def _available(group: Path = Path("/sys/fs/cgroup")) -> int:
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"
+
+
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Free host memory in bytes, or what the container's limit leaves of it."""
     available = int(psutil.virtual_memory().available)
     try:

@@ -4,6 +4,9 @@
 `engine.py`; knows nothing of queues, budgets or requests.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +15,13 @@ from torch import Tensor
 from litevl.engine.batch import PackedBatch, pack
 from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.sampler import Draw, Sampler
-from litevl.errors import UnavailableError
+from litevl.errors import DeviceLostError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import SampledToken, Step
+
+# How the host's allocator and cuBLAS say it.
+NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,8 @@ class Launched:
 
     def wait(self) -> list[SampledToken]:
         """Block until the step is done; one token for each sampled sequence, in chunk order."""
-        return self.draw.read() if self.draw else []
+        with _memory_told():
+            return self.draw.read() if self.draw else []
 
 
 class Runner:
@@ -41,12 +48,24 @@ class Runner:
         self._encoder_cache = encoder_cache
 
     def launch(self, step: Step) -> Launched:
-        """Start a step's forward pass; UnavailableError when the device is out of memory."""
+        """Start a step's forward pass. MemoryError when there is no room for it, even without all
+        that is only kept."""
         try:
-            return self._launch(step)
-        except torch.OutOfMemoryError:
+            with _memory_told():
+                return self._launch(step)
+        except MemoryError:
             self._encoder_cache.clear()
-            raise UnavailableError("Out of memory; try again, or send less.") from None
+            if self._model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        with _memory_told():
+            return self._launch(step)
+
+    def check_device(self) -> None:
+        """DeviceLostError when it does not even add any more: a context once broken stays so."""
+        try:
+            torch.ones(1, device=self._model.device).add_(1).tolist()
+        except RuntimeError as error:
+            raise DeviceLostError(type(error).__name__) from error
 
     @torch.inference_mode()
     def _launch(self, step: Step) -> Launched:
@@ -79,3 +98,16 @@ class Runner:
         if not spans:
             return torch.empty(0, device=self._model.device)
         return torch.cat([self._encoder_cache.get(s.key)[s.start : s.stop] for s in spans])
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """torch's errors about memory as Python's own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
+    except RuntimeError as error:
+        if NO_MEMORY.search(str(error)):
+            raise MemoryError from None
+        raise

@@ -92,12 +92,10 @@ class Sampler:
         for rows in self._sampled_groups(sequences):
             drawn = self._draw(logits, rows, [sequences[row] for row in rows])
             token_ids = token_ids.index_copy(0, self._stage(rows, np.int64), drawn)
+        logprobs = None if raw is None else self._logprobs(raw, token_ids, telling, sequences)
+        # The last: a step that fails is repeated, and nothing may be counted twice.
         self._processor.count(token_ids, sequences)
-        return Draw(
-            token_ids=token_ids,
-            is_valid=largest > -torch.inf,
-            logprobs=None if raw is None else self._logprobs(raw, token_ids, telling, sequences),
-        )
+        return Draw(token_ids=token_ids, is_valid=largest > -torch.inf, logprobs=logprobs)
 
     def _logprobs(
         self, raw: Tensor, token_ids: Tensor, rows: list[int], sequences: Many[Sequence]

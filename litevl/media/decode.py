@@ -1,11 +1,13 @@
 """Untrusted bytes -> header facts and frames. A program of its own, in a child that can be killed.
 
 `workers.py` starts it, writes jobs to its standard input and reads answers from its standard
-output. It knows nothing of litevl (so it starts in a tenth of a second), opens no path and no
-address, and answers with codes and numbers, never with a library's text.
+output. It knows nothing of litevl (so it starts in a fifth of a second), and once it has loaded its
+readers it can open no file and no socket. It answers with codes and numbers, never with a library's
+text.
 """
 
 import ctypes
+import importlib
 import io
 import json
 import os
@@ -14,11 +16,12 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_PIXELS = 40_000_000  # of one picture or frame
 MIN_SIDE = 3
@@ -26,6 +29,7 @@ MAX_ASPECT = 200
 BATCH_BYTES = 16 * 2**20  # of frames in one message; a single larger frame is a message of its own
 MEMORY_BYTES = 4 * 2**30
 CPU_SECONDS = 150  # for one job; the parent's deadline comes first unless the child escapes it
+MAX_FPS = 1000.0
 THREADS = 4  # of decord; left to itself it takes one a core, each with an arena of memory
 
 Frame = NDArray[np.uint8]  # (height, width, 3) RGB, upright
@@ -86,11 +90,17 @@ class Picture:
         self._turn = _UPRIGHT.get(_orientation(self._image))
         width, height = self._image.size
         check_shape(width, height)
+        self._frame = self._image.tile[0].extents if self._image.format == "GIF" else None
+        _mend_colour_key(self._image)
         is_turned = self._turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
         self.width, self.height = (height, width) if is_turned else (width, height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         image = _to_rgb(self._image)
+        if self._frame is not None:  # beside it there is nothing; Pillow paints colour 0
+            mask = Image.new("1", image.size)
+            mask.paste(1, self._frame)
+            image = _on_white(image, mask)
         if self._turn is not None:
             image = image.transpose(self._turn)
         pixels = np.asarray(image)
@@ -108,15 +118,31 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _mend_colour_key(image: ImageFile.ImageFile) -> None:
+    """Pillow holds a PNG's transparent colour, as it is written, against pixels made 8-bit."""
+    key = image.info.get("transparency")
+    rawmode = image.tile[0].args if image.format == "PNG" else None
+    if key is not None and rawmode in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
+    elif key is not None and rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in key)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip to 255
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        grey = Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        key = image.info.get("transparency")
+        return grey if key is None else _on_white(grey, Image.fromarray(deep != key))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
+    return _on_white(image.convert("RGB"), image.getchannel("A"))
+
+
+def _on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
     paper = Image.new("RGB", image.size, (255, 255, 255))
-    paper.paste(image, mask=image.getchannel("A"))
+    paper.paste(image, mask=mask)
     return paper
 
 
@@ -127,11 +153,14 @@ class DecordClip:
     """decord, as in Qwen's own recipe. The size is that of the first frame itself."""
 
     def __init__(self, data: bytes, format: str) -> None:
+        # decord guesses the format and decodes a frame before it tells a size: both are checked
+        # first, by a reader that is told the format.
+        _open_clip(data, format)
         import decord  # optional: it has no wheel for some machines
 
         self._reader = decord.VideoReader(io.BytesIO(data), num_threads=THREADS)
         self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
+        self.fps = _checked_rate(float(self._reader.get_avg_fps()))
         shape = self._reader[0].shape
         # Of a clip that is turned by 90 degrees decord hands out scrambled frames of 4 channels.
         if shape[-1] != 3:
@@ -147,28 +176,15 @@ class DecordClip:
 class AvClip:
     """PyAV, one thread, reading from the start: slower, but it knows AV1 and turned clips."""
 
-    _DEMUXERS: Mapping[str, str] = {"mp4": "mov", "webm": "matroska", "avi": "avi"}
-
     def __init__(self, data: bytes, format: str) -> None:
         self._data, self._format = data, format
-        container, stream = self._open()
+        container, stream = _open_clip(data, format)
         # Packets are what decord counts; the last, empty one only flushes.
-        self.num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-        self.fps = float(stream.average_rate or 0.0)
+        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        self.num_frames = len(times)
+        self.fps = _checked_rate(float(stream.average_rate or _rate(times, stream.time_base)))
         self.height, self.width = next(self.frames([0])).shape[:2]
-
-    def _open(self) -> tuple[Any, Any]:
-        import av
-
-        demuxer = self._DEMUXERS[self._format]
-        container = av.open(io.BytesIO(self._data), format=demuxer, metadata_errors="replace")
-        stream: Any = container.streams.best("video")
-        if stream is None:
-            raise ValueError("no pictures in it")
-        codec = stream.codec_context
-        check_shape(codec.width, codec.height)
-        codec.thread_count, codec.thread_type = 1, "NONE"
-        return container, stream
+        check_shape(self.width, self.height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Frames in any order; where the end cannot be decoded, the last good frame stands in."""
@@ -188,14 +204,54 @@ class AvClip:
         import av
 
         try:
-            container, stream = self._open()
+            container, stream = _open_clip(self._data, self._format)
             yield from container.decode(stream)
         except av.error.InvalidDataError:  # the rest is broken; without any frame, `next` says so
             return
 
 
+_DEMUXERS: Mapping[str, str] = {"mp4": "mov", "webm": "matroska", "avi": "avi"}
+
+
+def _open_clip(data: bytes, format: str) -> tuple[Any, Any]:
+    """A container and its pictures, of a size that may be decoded; no other format is tried."""
+    import av
+
+    container = av.open(io.BytesIO(data), format=_DEMUXERS[format], metadata_errors="replace")
+    stream: Any = container.streams.best("video")
+    if stream is None:
+        raise ValueError("no pictures in it")
+    codec = stream.codec_context
+    check_shape(codec.width, codec.height)
+    codec.thread_count, codec.thread_type = 1, "NONE"
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # where it grows on the way
+    return container, stream
+
+
+def _rate(times: Sequence[int | None], unit: Any) -> float:
+    """Frames a second by the frames' own times: what a browser records has no other."""
+    known = [time for time in times if time is not None]
+    seconds = float((max(known) - min(known)) * unit) if known else 0.0
+    return (len(known) - 1) / seconds if seconds else 0.0
+
+
+def _checked_rate(fps: float) -> float:
+    if not 0.0 < fps <= MAX_FPS:
+        raise ValueError("no rate to speak of")
+    return fps
+
+
 # Jobs ------------------------------------------------------------------------------------------
 
+# What the readers would import in the midst of a job. MPO is a kind of JPEG, EXIF one of TIFF.
+_LATE_IMPORTS = (
+    "PIL.WebPImagePlugin",
+    "PIL.MpoImagePlugin",
+    "PIL.TiffImagePlugin",
+    "av.subtitles.codeccontext",
+    "av.subtitles.stream",
+    "decord",
+)
 READERS: Mapping[str, Callable[[bytes, str], Source]] = {
     "pillow": Picture,
     "decord": DecordClip,
@@ -263,13 +319,24 @@ def _allowed(what: int, limit: int) -> int:
     return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
+def load_readers() -> None:
+    """Import whatever a job may need: there is no opening of a file later."""
+    Image.preinit()
+    for name in _LATE_IMPORTS:
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 def confine() -> None:
-    """Little memory, no files written, no core dump, and no life after the parent's."""
+    """Little memory, no file or socket opened, no core dump, and no life after the parent's.
+
+    A clip can name other places (SDP, playlists) and make a reader go there: it finds no way.
+    """
     for what, limit in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_NOFILE, 0),  # what is open stays open
     ):
         most = _allowed(what, limit)
         resource.setrlimit(what, (most, most))
@@ -286,6 +353,7 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the parent, which then closes the pipe
+    load_readers()
     confine()
     Image.MAX_IMAGE_PIXELS = None  # `check_shape` is stricter and has an answer of its own
     serve(inp, out)

@@ -19,7 +19,8 @@ import httpx
 from litevl import __version__
 from litevl.config import IPNetwork
 from litevl.errors import MediaError
-from litevl.media.sources import HEAD, NOUN, ByteBudget, check_size, empty_error, sniff
+from litevl.media.budgets import ByteBudget
+from litevl.media.sources import HEAD, NOUN, check_size, empty_error, sniff
 from litevl.sequence import MediaKind, MediaRef
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address

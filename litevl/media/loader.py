@@ -7,9 +7,10 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -20,18 +21,18 @@ from numpy.typing import NDArray
 
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
+from litevl.media.budgets import ByteBudget, BytesInFlight
 from litevl.media.cache import MediaCache
 from litevl.media.fetch import Fetcher, Resolver
 from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
     NOUN,
-    ByteBudget,
     check_size,
     is_data_url,
     parse_data_url,
     sniff,
 )
-from litevl.media.workers import Item, Workers
+from litevl.media.workers import DecodeBudget, Item, Workers
 from litevl.sequence import (
     LoadedMedia,
     MediaKind,
@@ -44,6 +45,7 @@ from litevl.sequence import (
 )
 
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
+MAX_CLIP_PIXELS = 2 * 768 * 1920 * 1080  # of all frames that a request has decoded
 PARALLEL = 8  # items of one request that load at the same time
 INLINE_BYTES = 2**16  # shorter URLs and files are not worth a thread
 FRAME_LIST_FPS = 2.0  # of a clip that comes as pictures and does not say
@@ -78,6 +80,7 @@ class MediaLoader:
             config.media_ip_networks, domains=config.allowed_media_domains, resolver=resolver
         )
         self._files = LocalFiles(config.allowed_local_media_path)
+        self._in_flight = BytesInFlight()
         self._workers = Workers()
         self._cache = MediaCache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
@@ -93,26 +96,41 @@ class MediaLoader:
         digest that no other scope has. `MediaError`, or the planner's `InvalidValueError`, for the
         first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
-        return await _together(self._decode, await self._plan(refs, scope, fit))
+        with self._budget() as budget:
+            pairs = await self._plan(refs, scope, fit, budget)
+            self._planner.check([planned for _, planned in pairs])
+            return await _together(self._decode, pairs)
 
     async def measure(
         self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
     ) -> list[PlannedMedia]:
         """What `load` would decode; raises what it would raise before that."""
-        return [planned for _, planned in await self._plan(refs, scope, fit)]
+        with self._budget() as budget:
+            return [planned for _, planned in await self._plan(refs, scope, fit, budget)]
+
+    @contextmanager
+    def _budget(self) -> Iterator[ByteBudget]:
+        """Of one request's bytes, which count among those of all until they are decoded."""
+        budget = ByteBudget(self._in_flight)
+        try:
+            yield budget
+        finally:
+            budget.end()
 
     async def _plan(
-        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None
+        self, refs: Many[MediaRef], scope: bytes, fit: Fit | None, budget: ByteBudget
     ) -> list[tuple[_Probed, PlannedMedia]]:
         if self._is_closed:
             raise UnavailableError("the server is shutting down: ask again later")
         self._check_counts([(ref.declared, ref.param) for ref in refs])
-        budget = _spend_inline(refs)
-        probed = await _together(partial(self._probe, budget, scope), refs)
+        _spend_inline(budget, refs)
+        probed = await _together(partial(self._probe, budget, DecodeBudget(), scope), refs)
         self._check_counts([(each.probe.kind, each.ref.param) for each in probed])
         _check_pixels(probed)
         planned = [self._plan_alone(each) for each in probed]
-        return list(zip(probed, await fit(planned) if fit else planned, strict=True))
+        planned = await fit(planned) if fit else planned
+        _check_frames(planned)
+        return list(zip(probed, planned, strict=True))
 
     async def close(self) -> None:
         """End the children; nobody who is at work with one gets to the end of it."""
@@ -133,13 +151,16 @@ class MediaLoader:
                     code=f"too_many_{kind}s",
                 )
 
-    async def _probe(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+    async def _probe(
+        self, budget: ByteBudget, decoding: DecodeBudget, scope: bytes, ref: MediaRef
+    ) -> _Probed:
         if ref.frames:
-            return await self._probe_frames(budget, scope, ref)
+            work = partial(self._probe, budget, decoding, scope)
+            return self._join_frames(ref, await _together(work, ref.frames))
         data = await self._read(ref, budget)
         sniffed = sniff(data, ref.param)
         check_size(len(data), sniffed.kind, ref.param)
-        item = Item(data=data, sniffed=sniffed, param=ref.param)
+        item = Item(data=data, sniffed=sniffed, param=ref.param, budget=decoding)
         name = await self._of_bytes(len(data), _name, data, ref.options, scope)
         known = self._cache.get(name)
         probe = known.probe if known else await self._workers.probe(item)
@@ -148,9 +169,8 @@ class MediaLoader:
             ref=ref, items=(item,), name=name, probe=probe, num_pixels=pixels, known=known
         )
 
-    async def _probe_frames(self, budget: ByteBudget, scope: bytes, ref: MediaRef) -> _Probed:
+    def _join_frames(self, ref: MediaRef, frames: Many[_Probed]) -> _Probed:
         """Pictures as one clip of the size of the first."""
-        frames = await _together(partial(self._probe, budget, scope), ref.frames)
         for each in frames:
             if each.probe.kind != "image":
                 raise each.items[0].error("stands where a picture is wanted", "parse_error")
@@ -233,13 +253,11 @@ class MediaLoader:
         )
 
 
-def _spend_inline(refs: Iterable[MediaRef]) -> ByteBudget:
-    """The request's budget, less what its data: URLs hold by their length."""
-    budget = ByteBudget()
+def _spend_inline(budget: ByteBudget, refs: Iterable[MediaRef]) -> None:
+    """What data: URLs hold, by their length."""
     for each in (each for ref in refs for each in (ref, *ref.frames)):
         if is_data_url(each.url):
             budget.spend(len(each.url) * 3 // 4, each.declared, each.param)
-    return budget
 
 
 def _check_pixels(probed: Iterable[_Probed]) -> None:
@@ -251,6 +269,21 @@ def _check_pixels(probed: Iterable[_Probed]) -> None:
             raise each.items[0].error(
                 f"takes the request beyond {MAX_REQUEST_PIXELS // 10**6} megapixels: send less",
                 "too_large",
+            )
+
+
+def _check_frames(planned: Iterable[PlannedMedia]) -> None:
+    """One budget for all frames of a request that are to be decoded."""
+    pixels = 0
+    for each in (each for each in planned if each.kind == "video"):
+        pixels += len(each.plan.frame_indices) * each.probe.width * each.probe.height
+        if pixels > MAX_CLIP_PIXELS:
+            raise MediaError(
+                f"{each.param}: the clip takes the request beyond"
+                f" {MAX_CLIP_PIXELS // 10**6} megapixels of frames: ask for fewer (fps,"
+                " max_frames), or send a smaller clip",
+                param=each.param,
+                code="video_too_large",
             )
 
 

@@ -28,6 +28,8 @@ Sink = Callable[[NDArray[np.uint8]], Awaitable[None]]  # takes (n, height, width
 T = TypeVar("T")
 
 SECONDS: Mapping[MediaKind, float] = {"image": 15.0, "video": 30.0}  # to probe and decode one item
+REQUEST_SECONDS = 60.0  # of children's work for one request, all its items together
+WAIT_SECONDS = 60.0  # for a child to be free
 # AVI tells no presentation times, without which decord seeks to wrong frames.
 READERS: Mapping[Format, tuple[str, ...]] = {
     **dict.fromkeys(("jpeg", "png", "webp", "gif", "bmp"), ("pillow",)),
@@ -36,7 +38,6 @@ READERS: Mapping[Format, tuple[str, ...]] = {
 }
 MAX_HEADER = 2**16
 MAX_FRAMES = 2**31
-MAX_FPS = 1000.0
 _CHUNK = 2**20
 
 # What a child needs of the environment; keys and tokens stay with the parent.
@@ -57,6 +58,13 @@ class _BrokenError(Exception):
     """The child died or talks nonsense: it has to be replaced."""
 
 
+@dataclass(slots=True, eq=False)
+class DecodeBudget:
+    """How long children may still work for one request."""
+
+    seconds: float = REQUEST_SECONDS
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Item:
     """Bytes to be opened, the readers that have not failed on them, the seconds left."""
@@ -64,6 +72,7 @@ class Item:
     data: bytes = field(repr=False)
     sniffed: Sniffed
     param: str
+    budget: DecodeBudget = field(default_factory=DecodeBudget)
     readers: tuple[str, ...] = field(init=False)
     seconds: float = field(init=False)
 
@@ -141,8 +150,9 @@ class Child:
     async def send(self, header: Mapping[str, object], data: bytes) -> None:
         with _distrust():
             self._stdin.write(decode.pack(header))
-            self._stdin.write(data)
-            await self._stdin.drain()
+            for at in range(0, len(data), _CHUNK):  # a copy of all of it would keep the loop busy
+                self._stdin.write(data[at : at + _CHUNK])
+                await self._stdin.drain()
 
     async def receive(self) -> Mapping[str, Any]:
         """The next message's header; `_AnsweredError` if it says no."""
@@ -186,7 +196,11 @@ def _number(header: Mapping[str, Any], name: str, least: int, most: int) -> int:
 
 def _parse_probe(header: Mapping[str, Any], kind: MediaKind) -> Probe:
     fps = header.get("fps")
-    if not isinstance(fps, float) or not 0.0 <= fps <= MAX_FPS or (kind == "video" and fps == 0.0):
+    if (
+        not isinstance(fps, float)
+        or not 0.0 <= fps <= decode.MAX_FPS
+        or (kind == "video" and fps == 0.0)
+    ):
         raise _BrokenError
     height = _number(header, "height", decode.MIN_SIDE, decode.MAX_PIXELS)
     return Probe(
@@ -255,7 +269,7 @@ class Workers:
     async def _try_readers(self, item: Item, ask: Ask[T]) -> T:
         """Ask the first reader that works. All but the last get half of the time that is left."""
         is_late = False
-        while item.readers:
+        while item.readers and item.budget.seconds > 0.0:
             try:
                 return await self._run(item, ask)
             except _AnsweredError as error:
@@ -267,6 +281,11 @@ class Workers:
             except TimeoutError:
                 is_late = True
             item.readers = item.readers[1:]
+        if item.budget.seconds <= 0.0:
+            raise item.error(
+                f"takes the request beyond {REQUEST_SECONDS:.0f} s of decoding: send less",
+                "too_large",
+            )
         if is_late and item.sniffed.kind == "video":
             raise item.error(
                 f"takes more than {SECONDS['video']:.0f} s to decode: send a shorter one",
@@ -278,18 +297,28 @@ class Workers:
 
     async def _run(self, item: Item, ask: Ask[T]) -> T:
         """One reader's attempt in one child; the seconds it took are the item's."""
-        limit = item.seconds / min(2, len(item.readers))
+        limit = min(item.seconds / min(2, len(item.readers)), item.budget.seconds)
         async with self._lease() as child, asyncio.timeout(limit) as timer:
             try:
                 return await ask(child, item.readers[0], timer)
             finally:
                 left = (timer.when() or 0.0) - asyncio.get_running_loop().time()
-                item.seconds -= limit - max(0.0, left)
+                spent = limit - max(0.0, left)
+                item.seconds -= spent
+                item.budget.seconds -= spent
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[Child]:
-        """A child that nobody else talks to. It goes back only if it has answered to the end."""
-        async with self._slots:
+        """A child that nobody else talks to. It goes back only if it has answered to the end.
+
+        `UnavailableError` when none becomes free in time.
+        """
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise UnavailableError("all decoders are busy: try again later") from None
+        try:
             child = await self._take()
             is_healthy = False
             try:
@@ -303,6 +332,8 @@ class Workers:
                     self._idle.append(child)
                 else:
                     await self._end(child)
+        finally:
+            self._slots.release()
 
     async def _take(self) -> Child:
         while self._idle:

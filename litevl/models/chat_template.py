@@ -63,9 +63,9 @@ class ChatTemplate:
         processor.chat_template = template
         self._processor = processor
         variables = _variables(template)
-        self._options = variables - _taken_names(processor)
-        self._has_tools = "tools" in variables
-        self._default_system = "" if self._has_tools else self._find_default_system()
+        self.options = variables - _taken_names(processor)  # what a client may set
+        self.has_tools = "tools" in variables
+        self._default_system = "" if self.has_tools else self._find_default_system()
         self.tool_format: ToolFormat = "xml" if "<function=" in template else "hermes"
 
     def render(self, conversation: Conversation, media: Many[PlannedMedia], cut: Cut) -> Rendering:
@@ -79,7 +79,7 @@ class ChatTemplate:
             turns = list(_turns(conversation, media, cut))
             tools = [cut(json.loads(tool.definition)) for tool in conversation.tools]
             options = {name: cut(value) for name, value in options.items()}
-            if not self._has_tools:
+            if not self.has_tools:
                 turns = list(self._spelled_out(turns, tools))
             return self._rendering(turns, options | {"tools": tools or None})
         except _REFUSALS:
@@ -94,7 +94,7 @@ class ChatTemplate:
         effort = conversation.reasoning_effort
         if effort is not None:
             wanted = {"enable_thinking": effort != "none", "reasoning_effort": effort}
-            options = {name: each for name, each in wanted.items() if name in self._options}
+            options = {name: each for name, each in wanted.items() if name in self.options}
             if not options and effort != "none":
                 message = (
                     "`reasoning_effort`: this model's thinking cannot be steered: leave it out"
@@ -106,9 +106,9 @@ class ChatTemplate:
         return options
 
     def _check_option(self, name: str) -> None:
-        if name in self._options:
+        if name in self.options:
             return
-        known = ", ".join(sorted(self._options)) or "none"
+        known = ", ".join(sorted(self.options)) or "none"
         message = f"the model's chat template has no such option; it has: {known}"
         raise InvalidValueError(message, param=f"chat_template_kwargs.{name}")
 

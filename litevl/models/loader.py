@@ -1,16 +1,19 @@
-"""From a model's name to a model that the engine can run: files, family, device, dtype, packing.
+"""From a model's folder to a model that the engine can run: family, device, dtype, packing.
 
 Called by `cli.py` in the loading thread, and by tests. Knows transformers; knows no requests.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.utils.hub import cached_file
+from transformers.utils.logging import set_tqdm_hook
 
 from litevl.config import Config
 from litevl.errors import ConfigError
@@ -22,41 +25,31 @@ from litevl.models.attention import (
     choose_backend,
     register,
 )
+from litevl.models.hub import Source
 from litevl.models.linear import can_pack, pack_linears
 from litevl.models.qwen_vl import FAMILIES, QwenVL
+from litevl.progress import Report, ignore
 from litevl.sequence import SamplingDefaults
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve(model: str) -> str:
-    """The folder or hub id behind `MODEL`; `demo` is the checkpoint in this package."""
-    if model == "demo":
-        return str(DEMO)
-    looks_local = model.startswith((".", "/", "~")) or Path(model).is_dir()
-    if looks_local and not (Path(model).expanduser() / "config.json").is_file():
-        raise ConfigError(f"{model} holds no config.json: it is not a model folder")
-    return str(Path(model).expanduser()) if looks_local else model
-
-
-def read_config(path: str) -> Any:
+def read_config(source: Source) -> Any:
     """The checkpoint's config; ConfigError when there is none, or litevl cannot run it."""
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"cannot read the model {path!r}: {reason} "
-            "Give a local folder, a hub id that this machine can reach, or `demo`."
-        ) from error
-    if config.model_type not in FAMILIES:
+    raw = _read_json(source.folder, "config.json")
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
         names = ", ".join(FAMILIES.values())
+        architectures = ", ".join(raw.get("architectures") or ["?"])
         raise ConfigError(
-            f"{path!r} is a {config.model_type!r} model "
-            f"({', '.join(config.architectures or ['?'])}); litevl runs {names}"
+            f"{source.name} is a {kind!r} model ({architectures}), and litevl runs {names}: "
+            "choose one of these, or serve it with another server"
         )
-    return config
+    try:
+        return AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the config.json of {source.name} is no good: {reason}") from error
 
 
 def choose_device(config: Config) -> torch.device:
@@ -79,17 +72,48 @@ def choose_dtype(config: Config, device: torch.device) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
-def load_model(path: str, config: Config) -> QwenVL:
+def load_model(source: Source, config: Config, report: Report = ignore) -> QwenVL:
     """Read the weights and make the model ready for packed batches."""
     device = choose_device(config)
-    dtype = choose_dtype(config, device)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, device_map={"": device} if device.type == "cuda" else None
-        )
-    except OSError as error:
-        raise ConfigError(f"cannot load {path!r}: {str(error).splitlines()[0]}") from error
+    model = read_weights(source, device, choose_dtype(config, device), report)
     return prepare(model, device=device, backend=choose_backend(device))
+
+
+def read_weights(source: Source, device: torch.device, dtype: torch.dtype, report: Report) -> Any:
+    """The model as transformers has it. No code of the checkpoint's runs, and nothing pickled."""
+    factory: Any = AutoModelForImageTextToText
+
+    def counted(make: Any, arguments: Any, options: Any) -> Any:
+        if not arguments:
+            return make(**options)
+        return _counted(arguments[0], report)
+
+    before = set_tqdm_hook(counted)
+    try:
+        return factory.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            device_map={"": device} if device.type == "cuda" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or ["?"])[0]
+        raise ConfigError(
+            f"the weights of {source.name} cannot be read: {reason}; if the files in "
+            f"{source.folder} are damaged, delete them and start again"
+        ) from error
+    finally:
+        set_tqdm_hook(before)
+
+
+def _counted(items: Iterable[Any], report: Report) -> Iterator[Any]:
+    """The same items; each that is asked for is told."""
+    rows = list(items)
+    for count, each in enumerate(rows, 1):
+        report("loading", count, len(rows), "")
+        yield each
 
 
 def prepare(model: Any, *, device: torch.device, backend: AttentionBackend) -> QwenVL:
@@ -111,14 +135,14 @@ class GenerationSettings:
     defaults: SamplingDefaults
 
 
-def read_generation_settings(path: str, model_config: Any, source: str) -> GenerationSettings:
+def read_generation_settings(folder: Path, model_config: Any, source: str) -> GenerationSettings:
     """The model's `generation_config.json`, as `--generation-config` says."""
-    own = _read_json(path, "generation_config.json")
+    own = _read_json(folder, "generation_config.json")
     eos = own.get("eos_token_id", getattr(model_config.text_config, "eos_token_id", None))
     eos_ids = frozenset([eos] if isinstance(eos, int) else eos or ())
     if source == "litevl":
         return GenerationSettings(eos_token_ids=eos_ids, defaults=SamplingDefaults())
-    chosen = own if source == "auto" else _read_json(source, "generation_config.json")
+    chosen = own if source == "auto" else _read_json(Path(source), "generation_config.json")
     if source != "auto" and not chosen:
         raise ConfigError(f"--generation-config {source}: no generation_config.json there")
     return GenerationSettings(eos_token_ids=eos_ids, defaults=_sampling_defaults(chosen))
@@ -136,9 +160,12 @@ def _sampling_defaults(raw: dict[str, Any]) -> SamplingDefaults:
     )
 
 
-def _read_json(path: str, name: str) -> dict[str, Any]:
-    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    if file is None:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint's; {} where it has no such file."""
+    try:
+        data = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
-    data = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / name} cannot be read: {error}") from None
     return data if isinstance(data, dict) else {}

@@ -7,7 +7,7 @@ Knows tensors, no scheduler, no text.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from types import MethodType
@@ -63,6 +63,11 @@ class QwenVL:
         heads, dim = self._kv_shape
         per_token = 2 * self._num_layers * heads * dim * self.dtype.itemsize
         return int(per_token * self.backend.block_size)
+
+    def on_each_layer(self, call: Callable[[], None]) -> None:
+        """Have `call` made at the beginning of every layer of both towers from now on."""
+        for layer in (*self._lm.layers, *self._visual.blocks):
+            layer.register_forward_pre_hook(lambda *_: call())
 
     def new_cache(self, num_blocks: int) -> KVCache:
         """A zeroed paged cache (zeros, since some kernels let NaN leak out of unused slots)."""

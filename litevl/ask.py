@@ -1,0 +1,168 @@
+"""`litevl ask FILE... "question"`: asks a running server about pictures and clips.
+
+Called by `cli.py`. The answer streams to stdout, thoughts and remarks go to stderr, so that a pipe
+gets the answer alone. Knows HTTP and the terminal; nothing of the server but its address and key.
+"""
+
+import base64
+import json
+import mimetypes
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import httpx
+
+from litevl.addresses import is_loopback
+from litevl.banner import state_folder
+from litevl.errors import ConfigError, UsageError
+
+URL = "http://127.0.0.1:8000"
+CONNECT_S = 5.0  # and no limit on how long an answer takes
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def ask(options: Namespace) -> int:
+    """Ask, print, and return the exit code: 0 for a whole answer."""
+    *files, question = options.words
+    if not files and (question == "-" or Path(question).is_file()):
+        raise UsageError(f'ask what about {question}? litevl ask {question} "your question"')
+    if "-" in files and question == "-":
+        raise UsageError("stdin can be a picture or the question, not both")
+    body = _body(options, files, sys.stdin.read() if question == "-" else question)
+    url = (options.url or os.environ.get("LITEVL_URL") or URL).rstrip("/").removesuffix("/v1")
+    headers = _key_header(options.api_key_file, url)
+    try:
+        timeout = httpx.Timeout(None, connect=CONNECT_S)
+        with (
+            httpx.Client(timeout=timeout) as client,
+            client.stream(
+                "POST", f"{url}/v1/chat/completions", json=body, headers=headers
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise ConfigError(_refusal(response, url, bool(headers)))
+            return _print(_events(response), sys.stdout, sys.stderr)
+    except httpx.ConnectError:
+        raise ConfigError(
+            f"no server at {url}: start one with `litevl serve`, or name another in --url"
+        ) from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise UsageError(
+            f"--url takes http://HOST:PORT or https://HOST:PORT, got {url!r}"
+        ) from None
+    except httpx.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"the server at {url} broke off: {reason}") from None
+
+
+# The request -----------------------------------------------------------------------------------
+
+
+def _body(options: Namespace, files: Many[str], question: str) -> dict[str, Any]:
+    content = [*map(_part, files), {"type": "text", "text": question}]
+    chosen = {"model": options.model, "max_tokens": options.max_tokens}
+    chosen["temperature"] = options.temperature
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"messages": [{"role": "user", "content": content}], "stream": True} | given
+
+
+def _part(name: str) -> dict[str, Any]:
+    """A picture or a clip as a message part; the server looks at the bytes, not at the name."""
+    if name.startswith(("http://", "https://")):
+        return _media(name, mimetypes.guess_type(urlsplit(name).path)[0])
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+    except OSError as error:
+        hint = ": the question is one argument, in quotes" if not Path(name).suffix else ""
+        raise UsageError(f"cannot read {name}: {error.strerror}{hint}") from None
+    if not data:
+        raise UsageError(f"{'stdin' if name == '-' else name} is empty")
+    return _media(f"data:{kind};base64,{base64.b64encode(data).decode()}", kind)
+
+
+def _media(url: str, kind: str | None) -> dict[str, Any]:
+    name = "video_url" if (kind or "").startswith("video/") else "image_url"
+    return {"type": name, name: {"url": url}}
+
+
+def _key_header(file: str | None, url: str) -> dict[str, str]:
+    """The key of the environment, or of a file; a file that was not named is for this machine."""
+    key = os.environ.get("LITEVL_API_KEY") or os.environ.get("API_KEY") or ""
+    path = Path(file).expanduser() if file else _made_key(url)
+    if path and (file or not key):
+        try:
+            key = path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {path}: {error}") from None
+    first = key.replace(",", " ").split()[:1]
+    return {"authorization": f"Bearer {first[0]}"} if first else {}
+
+
+def _made_key(url: str) -> Path | None:
+    """Where the server of this user keeps the key it made, for an address of this machine."""
+    made = os.environ.get("LITEVL_API_KEY_FILE") or str(state_folder() / "api-key")
+    path = Path(made).expanduser()
+    return path if is_loopback(urlsplit(url).hostname or "") and path.is_file() else None
+
+
+def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:
+    """An error answer in one line, with what to do."""
+    response.read()
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.status_code} {response.reason_phrase}"
+    if response.status_code == 401:
+        what = "the key is not one of the server's" if has_key else "the server wants a key"
+        return f"{what} ({url}): set LITEVL_API_KEY, or name the server's --api-key-file"
+    return message
+
+
+# The answer ------------------------------------------------------------------------------------
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The stream's chunks; raises ConfigError for one that is an error, or for a missing end."""
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise ConfigError(f"the answer broke off: {event['error'].get('message')}")
+        yield event
+    raise ConfigError("the answer broke off: the server closed the connection")
+
+
+def _print(events: Iterator[dict[str, Any]], out: TextIO, err: TextIO) -> int:
+    thinks, last, reason = False, "", None
+    for event in events:
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or {}
+            thought = delta.get("reasoning_content") or ""
+            if thought:
+                err.write(thought if thinks or not err.isatty() else DIM + thought)
+                err.flush()
+                thinks = True
+            if text := delta.get("content") or "":
+                if thinks:
+                    err.write(f"{PLAIN if err.isatty() else ''}\n")
+                    thinks = False
+                out.write(text)
+                out.flush()
+                last = text
+            reason = choice.get("finish_reason") or reason
+    if not last.endswith("\n"):
+        out.write("\n")
+    if reason == "length":
+        err.write("(the answer ends here because --max-tokens or the context was reached)\n")
+    return 0

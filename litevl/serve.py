@@ -1,0 +1,102 @@
+"""`litevl serve`: a socket that answers at once, and the model that loads beside it.
+
+`cli.py` calls `serve` and hands in how a model is loaded. Knows the server and the terminal, no
+model.
+"""
+
+import errno
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from litevl.api.ports import Backend
+from litevl.api.service import Service
+from litevl.api.serving import Server, raise_file_limit
+from litevl.api.wire import Limits
+from litevl.banner import Serving, announce, load_keys
+from litevl.config import Config
+from litevl.errors import ConfigError
+from litevl.logs import configure
+from litevl.progress import Progress, Report
+
+# The backend, and what the banner says of it.
+Load = Callable[[Config, Report], tuple[Backend, dict[str, str]]]
+
+
+def serve(config: Config, load: Load) -> int:
+    """Listen, load, answer until told to stop; returns the exit code."""
+    configure(config.log_format)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
+    keys = load_keys(config)
+    config = replace(config, api_key=keys.values)
+    service = Service(config)
+    server = Server(config, service)
+    listener = _listen(config)
+    raise_file_limit(Limits())
+    serving = Serving(config, keys, listener.getsockname()[1])
+    loading = _Loading(load, service, server, serving)
+    loading.start()
+    server.run(sockets=[listener])
+    return 1 if loading.failure else server.exit_code
+
+
+def _listen(config: Config) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(_why_not(config, error)) from None
+    return listener
+
+
+def _why_not(config: Config, error: OSError) -> str:
+    where = f"cannot listen on {config.host}:{config.port}: {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}; another server is there: stop it, or choose another --port"
+    if error.errno == errno.EACCES:
+        return f"{where}; ports below 1024 are root's: choose another --port"
+    return f"{where}; --host must be an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+
+
+class _Loading(threading.Thread):
+    """Loads the model beside the server that already listens."""
+
+    def __init__(self, load: Load, service: Service, server: Server, serving: Serving) -> None:
+        super().__init__(name="litevl-loading", daemon=True)
+        self.failure: str | None = None
+        self._load, self._service, self._server, self._serving = load, service, server, serving
+
+    def run(self) -> None:
+        config, progress = self._serving.config, Progress()
+        where = f"{config.host}:{self._serving.port}"
+        print(f"litevl: listening on {where}, loading {config.model}", file=sys.stderr)
+        progress.report("starting")  # importing torch takes seconds
+        try:
+
+            def report(phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+                self._service.report(phase, done, total)
+                progress.report(phase, done, total, unit)
+
+            backend, summary = self._load(config, report)
+            self._service.attach(backend)
+            progress.end()
+            announce(self._serving, backend.card, summary)
+        except ConfigError as error:
+            progress.fail()
+            self._fail(str(error))
+        except Exception as error:
+            # Our bug, or the machine's: the origin is worth more than one line.
+            progress.fail()
+            logging.getLogger("litevl").exception("loading failed")
+            self._fail(f"loading failed: {type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason
+        print(f"litevl: {reason}", file=sys.stderr)
+        self._server.should_exit = True

@@ -1,0 +1,1 @@
+"""A server under good, bad and vanishing clients for hours: at the end nothing is left."""

@@ -1,0 +1,118 @@
+"""`litevl ask` against a live server: what it sends, prints and returns, and its complaints."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from litevl.cli import main
+from live import KEY, ROOT, LiveServer
+
+PICTURE = str(ROOT / "litevl" / "demo" / "sample.jpg")
+CLIP = str(ROOT / "litevl" / "demo" / "sample.mp4")
+SHEEP = "How many sheep are there in the picture?"
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ask:
+    """Run `litevl ask WORDS` with the server's key: exit code, stdout, stderr."""
+    monkeypatch.setenv("LITEVL_API_KEY", f"{KEY},another")
+    monkeypatch.setenv("LITEVL_URL", server.base_url)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["ask", *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def test_a_picture_is_seen_and_the_answer_alone_goes_to_stdout(ask: Ask) -> None:
+    seen = ask(PICTURE, SHEEP)
+    assert (seen[0], seen[2]) == (0, "")
+    assert seen[1].endswith("\n") and len(seen[1]) > 1
+    assert ask(SHEEP)[1] != seen[1]  # without the picture it says something else
+
+
+def test_a_clip_is_seen_as_a_clip(ask: Ask) -> None:
+    assert ask(CLIP, "What moves?")[0] == 0
+    assert ask(CLIP, "What moves?")[1] != ask(PICTURE, "What moves?")[1]
+
+
+def test_stdin_is_a_picture_or_the_question(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ask(PICTURE, SHEEP)
+    feed(monkeypatch, Path(PICTURE).read_bytes())
+    assert ask("-", SHEEP) == expected
+    feed(monkeypatch, SHEEP.encode())
+    assert ask(PICTURE, "-") == expected
+    code, _, said = ask("-", "-")
+    assert (code, "not both" in said) == (2, True)
+
+
+def test_an_answer_cut_by_its_limit_says_so_on_stderr(ask: Ask) -> None:
+    code, answer, said = ask(PICTURE, SHEEP, "--max-tokens", "1", "--temperature", "0")
+    assert (code, bool(answer), "--max-tokens" in said) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "FILE... QUESTION"),
+        ((PICTURE,), 2, "ask what about"),
+        (("gone.jpg", "What?"), 2, "cannot read gone.jpg: No such file"),
+        ((PICTURE, "How", "many"), 2, "the question is one argument, in quotes"),
+        ((str(ROOT / "README.md"), "What?"), 1, "messages[0].content[0]"),
+        (("--model", "gpt-4o", "What?"), 1, "litevl-demo"),
+        (("--url", "http://127.0.0.1:9", "What?"), 1, "no server at http://127.0.0.1:9"),
+        (("--url", "127.0.0.1:8000", "What?"), 2, "--url takes http://HOST:PORT"),
+        (("--max-token", "3", "What?"), 2, "did you mean --max-tokens?"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    ask: Ask, words: tuple[str, ...], code: int, said: str
+) -> None:
+    returned, answer, error = ask(*words)
+    assert (returned, answer) == (code, "")
+    assert said in error
+    assert error.startswith("litevl: ") and error.count("\n") == 1
+
+
+def test_the_key_comes_from_the_environment_or_from_the_file_of_this_user(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LITEVL_API_KEY", "wrong-key")
+    code, _, said = ask(SHEEP)
+    assert (code, "not one of the server's" in said) == (1, True)
+    monkeypatch.delenv("LITEVL_API_KEY")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    code, _, said = ask(SHEEP)
+    assert (code, "wants a key" in said) == (1, True)
+    made = tmp_path / "litevl" / "api-key"
+    made.parent.mkdir()
+    made.write_text(f"{KEY}\n")
+    assert ask(SHEEP)[0] == 0
+    made.rename(tmp_path / "elsewhere")
+    assert ask("--api-key-file", str(tmp_path / "elsewhere"), SHEEP)[0] == 0
+
+
+def test_the_made_key_is_sent_to_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from litevl.ask import _key_header
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("LITEVL_API_KEY", raising=False)
+    monkeypatch.delenv("API_KEY", raising=False)
+    (tmp_path / "litevl").mkdir()
+    (tmp_path / "litevl" / "api-key").write_text("made")
+    assert _key_header(None, "http://127.0.0.1:8000") == {"authorization": "Bearer made"}
+    assert _key_header(None, "https://models.example") == {}
