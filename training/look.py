@@ -27,6 +27,7 @@ from training.targets import Painted, paint
 
 Rng = np.random.Generator
 HELD_SEED = 999
+LOUD = 7.0  # the deviation of a place in the tokens
 EASY = 8_000  # so many pictures show at most four of a kind
 
 
@@ -186,19 +187,20 @@ class Run:
         )
 
     @torch.no_grad()
-    def draw_out(self, batch: Views, times: float = 7.0) -> None:
-        """Makes the tokens tell places louder. The deepstack features, which the language model
-        adds to them, are ten times as loud as a place is, and it never learned to hear through."""
+    def draw_out(self, batch: Views) -> None:
+        """Makes the tokens tell places as loudly as they should. The deepstack features, which the
+        language model adds to them, are ten times as loud as a place is by itself."""
         self.whole.load_state_dict(self.average)
         head, last = self.teacher.cell, self.visual.merger.linear_fc2
         basis = torch.linalg.qr(head.weight[-2:].T).Q
-        centre = basis.T @ self.sight(normal(batch.pixels), batch.grid).tokens.mean((0, 1))
+        heard = self.sight(normal(batch.pixels), batch.grid).tokens.flatten(0, 1) @ basis
+        centre, times = heard.mean(0), max(1.0, LOUD / float(heard.std(0).mean()))
         more = (times - 1) * basis
-        last.weight += more @ (basis.T @ last.weight)
-        last.bias += more @ (basis.T @ last.bias - centre)
+        last.weight.add_(more @ (basis.T @ last.weight))
+        last.bias.add_(more @ (basis.T @ last.bias - centre))
         less = head.weight @ basis * (1 - 1 / times)
-        head.weight -= less @ basis.T
-        head.bias += less @ centre
+        head.weight.sub_(less @ basis.T)
+        head.bias.add_(less @ centre)
         self.average = copied(self.whole)
 
     def log(self, record: dict[str, object]) -> None:
