@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from litevl.errors import LitevlError
 from litevl.logs import JsonFormatter
 from live import KEY, OTHER_KEY, LiveServer, serve
 
@@ -17,8 +19,8 @@ settings.register_profile("long", deadline=None, print_blob=True, max_examples=5
 settings.load_profile("litevl")
 
 
-# What tests send, in keys and content: none of it may reach the log.
-CANARIES = (KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "base64,", "iVBORw0KGgo", "/9j/4AAQ")
+# What tests send, in keys and content: none of it may reach the log or an error.
+CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
 
 class _Watch(logging.Handler):
@@ -31,15 +33,24 @@ class _Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self._formatter.format(record)
-        if any(canary in line for canary in CANARIES):
+        if any(canary in line for canary in (*CANARIES, "base64,")):
             self.found.append(line)
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_a_caller_is_logged() -> Iterator[None]:
+def nothing_of_a_caller_is_told() -> Iterator[None]:
     watch, logger = _Watch(), logging.getLogger("litevl")
     logger.addHandler(watch)
-    yield
+    begin = LitevlError.__init__
+
+    def noting_begin(self: LitevlError, message: str, **more: Any) -> None:
+        if any(canary in message for canary in CANARIES):
+            watch.found.append(message)
+        begin(self, message, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitevlError, "__init__", noting_begin)
+        yield
     logger.removeHandler(watch)
     assert watch.found == []
 

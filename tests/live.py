@@ -67,7 +67,8 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
         yield LiveServer(process, banner, _port(banner))
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        output, _ = process.communicate()
+    assert not [line for line in output.splitlines() if KEY in line or ";base64," in line]
     assert process.returncode == 0  # it drained, and nothing hung
 
 

@@ -335,11 +335,15 @@ class GuardedProtocol(H11Protocol):
             self.transport.abort()
             return
         self.transport.write(_as_bytes(error))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._set_read_timer(self.limits.linger_s, self.transport.abort)
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client is gone, and the loop has not heard of it yet
+            self.transport.abort()
+        else:
+            self._set_read_timer(self.limits.linger_s, self.transport.abort)
 
     def _cut(self, why: str) -> None:
         """Close without a word."""

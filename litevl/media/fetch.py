@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
+from urllib.request import getproxies
 
 import httpx
 
@@ -292,9 +293,11 @@ def _refused(ref: MediaRef) -> MediaError:
 
 
 def _failed(ref: MediaRef) -> MediaError:
+    has_proxy = getproxies().keys() & {"http", "https", "all"}
     return MediaError(
         f"{ref.param}: the {NOUN[ref.declared]} could not be downloaded: it must be answered 200,"
-        f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects",
+        f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects"
+        + ("; this server's proxy is not used for that: send a data: URL" if has_proxy else ""),
         param=ref.param,
         code=f"failed_to_download_{ref.declared}",
     )
