@@ -144,6 +144,7 @@ class GuardedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # uvicorn's tells queries; a request is told by `records.py`
         self.conn: StrictConnection = StrictConnection(self.limits)
         self.connections: set[GuardedProtocol]  # type: ignore[assignment]
         self.phase = Phase.ANSWER  # there is nothing to wait for yet
