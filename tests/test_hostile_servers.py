@@ -84,8 +84,10 @@ async def test_a_hostile_server_is_a_failed_download_that_tells_nothing_of_it(
         assert leak not in caught.value.message
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_a_server_that_never_shakes_hands_is_given_up_in_time() -> None:
+async def test_a_server_that_never_shakes_hands_is_given_up_and_leaves_no_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "CONNECT_S", 0.2)
     async with sink(replying("200 OK")) as port:  # a head never comes to it
         url = f"https://127.0.0.1:{port}/"
         fetching = Fetcher([LOOPBACK]).fetch(reference(url))

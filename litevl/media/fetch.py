@@ -31,6 +31,7 @@ SECONDS: Mapping[MediaKind, float] = {
     "image": 10.0,
     "video": 30.0,
 }  # for everything, redirects included
+CONNECT_S = 5.0  # for one hop, the TLS handshake included
 MAX_REDIRECTS = 3
 MAX_URL = 8192
 MAX_LOOKUPS = 16  # at the same time; a name server that does not answer holds each for seconds
@@ -243,7 +244,9 @@ class Fetcher:
                 "connection": "close",
             },
             # The certificate is checked against the name, though an address is dialled.
-            extensions={"sni_hostname": address.host},
+            # Its own limit, since a handshake that is cancelled would leave its socket to the
+            # garbage collector.
+            extensions={"sni_hostname": address.host, "timeout": {"connect": CONNECT_S}},
         )
         async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
             response = await transport.handle_async_request(request)
