@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from litevl.addresses import is_loopback, state_folder
+from litevl.addresses import is_loopback
+from litevl.banner import state_folder
 from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"

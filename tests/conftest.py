@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import settings
 
@@ -22,9 +23,11 @@ settings.load_profile("litevl")
 # What tests send, in keys and content: none of it may reach the log or an error.
 CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
+LEAK = "held while idle"  # an engine says so when nothing runs and not everything is free
+
 
 class _Watch(logging.Handler):
-    """Notes every line of litevl's log that holds something of a caller's."""
+    """Notes every line of litevl's log that holds something of a caller's, or tells of a leak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,12 +36,12 @@ class _Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self._formatter.format(record)
-        if any(canary in line for canary in (*CANARIES, "base64,")):
+        if any(word in line for word in (*CANARIES, "base64,", LEAK)):
             self.found.append(line)
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_a_caller_is_told() -> Iterator[None]:
+def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
     watch, logger = _Watch(), logging.getLogger("litevl")
     logger.addHandler(watch)
     begin = LitevlError.__init__
@@ -69,3 +72,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         "--media-networks", "127.0.0.0/8", folder=folder, LITEVL_API_KEY=f"{KEY},{OTHER_KEY}"
     ) as live:
         yield live
+        metrics = httpx.get(f"{live.address}/metrics", trust_env=False).text
+        assert 'litevl:leaked_total{engine="0",model_name="litevl-demo"} 0.0' in metrics

@@ -59,6 +59,21 @@ async def play(some: list[tuple[int, int]], cancelled: list[int]) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_request_without_pictures_waits_for_no_picture() -> None:
+    admitted = Admission(3, ROOM)
+    scopes: list[dict[str, Any]] = [{}, {}, {}]
+    first, large, text = scopes
+    with admitted.enter(first), admitted.enter(large), admitted.enter(text):
+        await admitted.hold_pixels(first, 60)
+        waiting = asyncio.create_task(admitted.hold_pixels(large, 80))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            await admitted.hold_pixels(text, 0)
+        assert not waiting.done()
+        waiting.cancel()
+
+
+@pytest.mark.anyio
 async def test_who_finds_no_room_in_time_is_told_so_and_lets_the_next_one_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

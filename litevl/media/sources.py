@@ -141,7 +141,8 @@ def _split_frames(url: str) -> str | list[object]:
     head = "data:video/jpeg;base64,"
     if url[: len(head)].lower() != head:
         return url
-    return [f"data:image/jpeg;base64,{frame}" for frame in url[len(head) :].split(",")]
+    frames = url[len(head) :].split(",", MAX_FRAME_LIST)  # one too many is enough to refuse
+    return [f"data:image/jpeg;base64,{frame}" for frame in frames]
 
 
 def _declared_kind(url: str, kind: MediaKind) -> MediaKind:
@@ -289,6 +290,9 @@ def sniff(data: bytes, param: str) -> Sniffed:
     return found
 
 
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
+
 def _sniff_image(data: bytes) -> Sniffed | None:
     if data.startswith(b"\xff\xd8\xff"):
         return Sniffed("image", "jpeg")
@@ -299,15 +303,7 @@ def _sniff_image(data: bytes) -> Sniffed | None:
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return Sniffed("image", "gif")
     # Two letters are weak magic; the size of the next header makes it strong.
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (
-        12,
-        40,
-        52,
-        56,
-        64,
-        108,
-        124,
-    ):
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return Sniffed("image", "bmp")
     return None
 
