@@ -14,6 +14,10 @@ from tempfile import TemporaryDirectory
 import atheris
 import h11
 
+# Before the hooks below: the one of patterns knows none of bytes.
+with atheris.instrument_imports(include=["litevl", "h11"]):
+    from litevl.api.wire import Limits, StrictConnection
+
 # What is compared in C is shown to the fuzzer, too; its stand-in for patterns knows no start.
 atheris.enabled_hooks.add("str")
 if sys.argv[1:2] != ["answer"]:
@@ -24,7 +28,6 @@ with atheris.instrument_imports(include=["litevl"]):
     from litevl.api.answer import AnswerReader, join
     from litevl.api.json_body import parse_json
     from litevl.api.protocol import ChatCompletionRequest, CompletionRequest
-    from litevl.api.wire import Limits, StrictConnection
     from litevl.errors import LitevlError
     from litevl.media.fetch import Address, RefusedError, parse_address
     from litevl.media.sources import parse_data_url, sniff
