@@ -34,7 +34,7 @@ OPENINGS = {
     "head": b"GET /health HTTP/1.1\r\nhost: x\r\na: ",
     "body": CHAT + b"content-length: 100000\r\n\r\n{",
     # More than the kernel takes for one that does not read.
-    "reader": b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 150,
+    "reader": b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 100,
 }
 
 
