@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,10 +65,13 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
     assert process.stdout is not None
     try:
         banner = _read_banner(process.stdout)
+        # A pipe that nobody reads fills with log lines, and then the server waits for its reader.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
         yield LiveServer(process, banner, _port(banner))
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.wait()
+        process.stdout.close()
     assert process.returncode == 0  # it drained, and nothing hung
 
 
