@@ -47,7 +47,7 @@ def clips() -> dict[str, bytes]:
         "h264 mov": clip("libx264", "mov"),
         "h264 mkv": clip("libx264", "matroska", bf="3", g="8"),
         "h264 avi": clip("libx264", "avi", bf="2", g="6"),
-        "h265 mp4": clip("libx265"),
+        "h265 mp4": clip("libx265", **{"x265-params": "log-level=none"}),
         "vp9 webm": clip("libvpx-vp9", "webm"),
         "vp8 webm": clip("libvpx", "webm", g="6"),
         "av1 mp4": clip("libsvtav1"),
