@@ -21,6 +21,14 @@ from litevl.errors import ConfigError, UsageError
 from litevl.progress import Progress, Report, ignore
 from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
 
+EXAMPLES = """examples:
+  litevl serve                                       the demo, on this machine alone
+  litevl serve Qwen/Qwen2.5-VL-7B-Instruct           a model from the hub
+  litevl ask picture.jpg "What is written there?"    asks the running server
+  litevl info Qwen/Qwen3-VL-8B-Instruct              does it fit?
+
+`litevl COMMAND --help` tells more of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -65,10 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="litevl",
         usage="litevl COMMAND ...",
         description="A vision-language server behind the OpenAI chat API.",
-        epilog="`litevl COMMAND --help` tells more of each.",
+        epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"litevl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(dest="command", metavar="", title="commands")
     for name, command in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -155,8 +163,8 @@ COMMANDS = {
     "serve": Command(
         usage="litevl serve [MODEL] [--flag VALUE ...]",
         help="serve a model",
-        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line wins "
-        "over the environment, that over --config FILE.toml.",
+        description="Serve a model. Every flag has a variable LITEVL_<FLAG>; the command line\n"
+        "wins over the environment, that over --config FILE.toml.",
         add_arguments=add_settings,
         run=_serve,
     ),
@@ -170,16 +178,16 @@ COMMANDS = {
     "info": Command(
         usage="litevl info [MODEL] [--flag VALUE ...]",
         help="what a model needs and offers",
-        description="Tell a model's size, the memory it needs, and what it can do. Its weights are "
-        "not downloaded.",
+        description="Tell a model's size, the memory it needs, and what it can do. Its weights\n"
+        "are not downloaded.",
         add_arguments=_model_settings,
         run=_info,
     ),
     "check": Command(
         usage="litevl check [MODEL] [--flag VALUE ...]",
         help="compare with transformers, token for token",
-        description="Compare greedy tokens with those of transformers' generate on this machine: "
-        "alone, batched and cached. Exits with 1 where they differ.",
+        description="Compare greedy tokens with those of transformers' generate on this\n"
+        "machine: alone, batched and cached. Exits with 1 where they differ.",
         add_arguments=_model_settings,
         run=_check,
     ),
@@ -215,7 +223,8 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     processor = Processor.load(str(source.folder), model_config, config)
     device = loader.choose_device(config)
     dtype = loader.choose_dtype(config, device)
-    check_weights(needs_of(model_config).weights(dtype, device.type), device)
+    weights = needs_of(model_config).weights(dtype, device.type)
+    check_weights(weights, device)
     hub.fetch_weights(source, config, report)
     model = loader.load_model(source, config, report)
     report("warming up", 0, 0, "")
@@ -229,11 +238,11 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
         eos_token_ids=settings.eos_token_ids,
         defaults=settings.defaults,
     )
-    summary = {
-        "source": _origin(source),
+    summary = _origin(source) | {
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
-        "context": f"{plan.max_model_len} tokens",
-        "KV cache": f"{plan.num_bytes / 2**20:,.0f} MiB, {plan.num_blocks} blocks",
+        "context": f"{plan.max_model_len:,} tokens",
+        "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
+        f"{plan.num_blocks * model.backend.block_size:,} tokens",
     }
     backend = Backend(
         card=card,
@@ -256,11 +265,11 @@ def _quieten() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def _origin(source: Any) -> str:
-    """Where the model came from, as the banner and `litevl info` say it."""
-    if not source.hub:
-        return "bundled with litevl" if source.name == "demo" else str(source.folder)
-    return f"{source.name} at {source.hub}, revision {source.revision}"
+def _origin(source: Any) -> dict[str, str]:
+    """Where the model came from, as the banner says it."""
+    if source.hub:
+        return {"source": f"{source.name} at {source.hub}", "revision": source.revision}
+    return {"source": "bundled with litevl" if source.name == "demo" else str(source.folder)}
 
 
 def _engine(model: Any, plan: Any, config: Config) -> Any:

@@ -1,6 +1,6 @@
 """How the server's log lines look: text for people, JSON for machines, one line a record.
 
-`cli.py` calls `configure` once. A line break inside a message is written as an escape, so nobody
+`serve.py` calls `configure` once. A line break inside a message is written as an escape, so nobody
 can forge a line. Knows nothing of what is logged.
 """
 
@@ -18,10 +18,11 @@ FRAMES = "frames"  # where in the code it came about, lines of text
 
 
 def configure(log_format: LogFormat) -> None:
-    """Send everything from INFO up to stderr in this format."""
+    """Send litevl's records from INFO up to stderr in this format, and others' warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("litevl").setLevel(logging.INFO)
 
 
 class TextFormatter(logging.Formatter):

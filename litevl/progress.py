@@ -65,7 +65,7 @@ class Progress:
         size = f"{_amount(phase.total)}, " if phase.unit == "B" else ""
         if self._is_terminal:
             self._write(f"\r\x1b[K  {phase.name:<12}{size}{seconds}\n")
-        else:
+        elif size:
             self._write(f"litevl: {phase.name}: done, {size}{seconds}\n")
 
     def fail(self) -> None:

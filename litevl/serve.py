@@ -76,6 +76,7 @@ class _Loading(threading.Thread):
         config, progress = self._serving.config, Progress()
         where = f"{config.host}:{self._serving.port}"
         print(f"litevl: listening on {where}, loading {config.model}", file=sys.stderr)
+        progress.report("starting")  # importing torch takes seconds
         try:
 
             def report(phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:

@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     width = min(100, shutil.get_terminal_size().columns)
-    return argparse.HelpFormatter(prog, max_help_position=min(38, width // 2), width=width)
+    raw = argparse.RawDescriptionHelpFormatter  # lines of examples stay lines
+    return raw(prog, max_help_position=min(38, width // 2), width=width)
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Collection[str] = ()) -> None:

@@ -17,7 +17,7 @@ from litevl.config import Config, flag, grouped
 from litevl.errors import ConfigError
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import MediaItem
-from live import environment, serve
+from live import LiveServer, environment, serve
 from tiny_models import FAMILIES, Family, make_checkpoint
 
 
@@ -208,7 +208,14 @@ def test_a_model_that_cannot_be_served_ends_the_start_with_a_reason(
         (folder / "config.json").write_text(text)
     assert main(["serve", "--port", "0", str(folder)]) == 1
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 2 and words in said[1]  # after the line that it listens
+    assert len(said) == 3 and words in said[2]  # after the lines that it listens and starts
+
+
+def test_a_good_start_says_nothing_but_phases_and_the_banner(server: LiveServer) -> None:
+    lines = server.banner.splitlines()
+    assert [line for line in lines if line and not line.startswith(("litevl: ", "  "))] == []
+    phases = [line for line in lines if line.startswith("litevl: ")]
+    assert [line.split()[1] for line in phases] == ["listening", "starting", "loading", "warming"]
 
 
 # About a model ---------------------------------------------------------------------------------
