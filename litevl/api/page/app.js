@@ -9,7 +9,7 @@ import { prepareUse } from "./use.js";
 import { knows, number, onLanguage, say, speak, switchLanguage, t } from "./words.js";
 
 const VIEWS = ["playground", "use", "live"];
-const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "noticeDead", unreachable: "noticeUnreachable" };
+const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "noticeDead", unreachable: "noticeUnreachable", refused: "noticeRefused" };
 
 // The key comes in the fragment, which no server and no log sees; it does not stay there either.
 function readAddress() {
@@ -51,7 +51,7 @@ function drawNotice() {
   told = `${key} ${phase}`;
   $("notice").hidden = !key;
   $("notice").dataset.state = server.state;
-  $("notice").replaceChildren(...(key ? [word("p", key, { phase })] : []));
+  $("notice").replaceChildren(...(key ? [word("p", key, { phase, reason: server.reason })] : []));
   const progress = server.status?.loading?.progress;
   if (isLoading && progress != null) $("notice").append(progressOf(progress));
 }

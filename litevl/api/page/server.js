@@ -5,12 +5,13 @@ const KEY = "litevl.key";
 const EVERY_MS = 1000;
 const LOCKED_EVERY_MS = 4000;
 
-/** state: connecting, unreachable, loading, ready, draining, stalled or dead. */
+/** state: connecting, unreachable, refused, loading, ready, draining, stalled or dead. */
 export const server = {
   key: sessionStorage.getItem(KEY) ?? "",
   state: "connecting",
   isLocked: false, // it asks for a key, or for another one
   status: null, // the last /v1/status
+  reason: "", // why it was refused
 };
 const listeners = new Set();
 let timer = 0;
@@ -62,7 +63,10 @@ async function look() {
         const status = await answer.json();
         return { state: status.status, status, isLocked: false };
       }
-      if (answer.status !== 401) return { state: "unreachable", status: null };
+      if (answer.status !== 401) {
+        const { error } = await answer.json();
+        return { state: "refused", status: null, reason: error.message };
+      }
     }
     const health = await (await fetch(url("health"), asked)).json();
     return { state: health.status, status: null, isLocked: true };
