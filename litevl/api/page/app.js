@@ -30,7 +30,7 @@ function readAddress() {
 }
 
 let told = "";
-let wasLocked = false;
+let demands = 0; // that were answered by putting the cursor into the field
 
 function drawState() {
   const state = server.isLocked ? "locked" : server.state;
@@ -66,17 +66,15 @@ const progressOf = (value) => el("progress", { value, max: 1, "aria-label": t("l
 
 function drawKeyForm() {
   $("key-form").hidden = !server.isLocked;
-  if (server.isLocked && !wasLocked) {
-    say($("key-why"), server.key ? "keyWrong" : "keyNeeded");
-    $("key-field").value = "";
-    $("key-field").focus();
-  }
-  wasLocked = server.isLocked;
+  if (!server.isLocked || demands === server.demands) return;
+  demands = server.demands;
+  say($("key-why"), server.key ? "keyWrong" : "keyNeeded");
+  $("key-field").value = "";
+  $("key-field").focus();
 }
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  wasLocked = false;
   setKey($("key-field").value);
 });
 $("language").addEventListener("click", switchLanguage);

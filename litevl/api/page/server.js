@@ -10,6 +10,7 @@ export const server = {
   key: sessionStorage.getItem(KEY) ?? "",
   state: "connecting",
   isLocked: false, // it asks for a key, or for another one
+  demands: 0, // how often it began to, or refused a request
   status: null, // the last /v1/status
   reason: "", // why it was refused
 };
@@ -38,6 +39,7 @@ export function setKey(key) {
 /** A request was refused for its key: another one is asked for. */
 export function lock() {
   server.isLocked = true;
+  server.demands += 1;
   return watch();
 }
 
@@ -47,6 +49,7 @@ export async function watch() {
   const round = ++rounds;
   const seen = await look();
   if (round !== rounds) return; // a newer look began with what is known now: another key, perhaps
+  if (seen.isLocked && !server.isLocked) server.demands += 1;
   Object.assign(server, seen);
   for (const listener of listeners) listener();
   if (document.hidden) return;
