@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -32,7 +33,7 @@ from litevl.api.serving import Server
 from litevl.config import Config
 from litevl.media.loader import MediaLoader
 from litevl.media.sources import parse_data_url
-from litevl.sequence import MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
+from litevl.sequence import MediaKind, MediaOptions, MediaPlan, MediaRef, PlannedMedia, Probe
 
 BUDGET_MS = 50
 FRAME_S = 0.002
@@ -56,6 +57,9 @@ class Corner:
 
     def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
         return MediaPlan(frame_indices=(0,), width=SEEN, height=SEEN)
+
+    def check(self, media: Many[PlannedMedia]) -> None:
+        pass
 
     def resize(
         self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
