@@ -3,6 +3,7 @@
 Each test asks through huggingface_hub, whose address and cache are those of the test.
 """
 
+import errno
 import io
 import shutil
 import sys
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from fake_hub import COMMIT, Hub, serve_hub
 from litevl.config import Config
@@ -125,6 +126,16 @@ def test_a_download_larger_than_the_disk_is_not_begun(
     said = refusal()
     assert "the download needs" in said and "free" in said and "HF_HOME" in said
     assert not any(each.startswith("GET") and "safetensors" in each for each in online.requests)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    online: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    assert "no space left in" in refusal()
 
 
 def test_without_a_network_the_cache_does_or_the_mirror_is_named(
