@@ -14,7 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 
 .DEFAULT_GOAL = help
-.PHONY: help install serve test test-clients test-browser fuzz soak check bench size eval test-gpu clean
+.PHONY: help install serve test test-clients test-browser fuzz faults soak check bench size eval test-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
 	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
 	done
+
+faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of its own
+	@$(BIN)/python tests/media_faults.py 2>/dev/null
 
 soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
 	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)

@@ -8,6 +8,7 @@
     MediaError                 400     invalid_request_error      names what is wrong with the media
     InvalidHTTPError           400     invalid_request_error      invalid_http
     AuthenticationError        401     authentication_error       invalid_api_key
+    ForeignOriginError         403     invalid_request_error      foreign_origin
     ModelNotFoundError         404     invalid_request_error      model_not_found
     RouteNotFoundError         404     invalid_request_error      not_found
     MethodNotAllowedError      405     invalid_request_error      method_not_allowed
@@ -94,6 +95,13 @@ class AuthenticationError(LitevlError):
     type = "authentication_error"
     code = "invalid_api_key"
     default_headers: ClassVar[dict[str, str]] = {"www-authenticate": "Bearer"}
+
+
+class ForeignOriginError(InvalidRequestError):
+    """A web page of another origin, where no key is asked for."""
+
+    status = 403
+    code = "foreign_origin"
 
 
 class ModelNotFoundError(InvalidRequestError):

@@ -6,6 +6,7 @@ A request's words and media references become `Message`s and `MediaRef`s (api), 
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Literal, Protocol
@@ -125,20 +126,6 @@ class MediaPlan:
     height: int
 
 
-class MediaPlanner(Protocol):
-    """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
-
-    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
-        """Choose size and frames within the server's limits; InvalidValueError if impossible."""
-        ...
-
-    def resize(
-        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
-    ) -> NDArray[np.uint8]:
-        """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlannedMedia:
     """A picture or clip of which it is settled what the model will see."""
@@ -160,6 +147,24 @@ class LoadedMedia(PlannedMedia):
     frames: NDArray[np.uint8] = field(repr=False)  # (n, height, width, 3) RGB
     digest: bytes  # blake2b-128 of the original bytes, kind, plan, options and scope
     decode_seconds: float | None = None  # None: it was decoded for an earlier request
+
+
+class MediaPlanner(Protocol):
+    """Qwen's sizes and sampling, as the media room sees them (implemented by the processor)."""
+
+    def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
+        """Choose size and frames within the server's limits; InvalidValueError if impossible."""
+        ...
+
+    def resize(
+        self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
+    ) -> NDArray[np.uint8]:
+        """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
+        ...
+
+    def check(self, media: Many[PlannedMedia]) -> None:
+        """ContextLengthError where the media alone would leave no room for an answer."""
+        ...
 
 
 # Prompts ---------------------------------------------------------------------------------------

@@ -78,7 +78,12 @@ class _Loading(threading.Thread):
         print(f"litevl: listening on {where}, loading {config.model}", file=sys.stderr)
         progress.report("starting")  # importing torch takes seconds
         try:
-            backend, summary = self._load(config, progress.report)
+
+            def report(phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+                self._service.report(phase, done, total)
+                progress.report(phase, done, total, unit)
+
+            backend, summary = self._load(config, report)
             self._service.attach(backend)
             progress.end()
             announce(self._serving, backend.card, summary)

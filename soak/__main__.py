@@ -31,7 +31,7 @@ SETTINGS = (
     # Few blocks and places: prompts are evicted, answers preempted, requests turned away.
     *("--num-blocks", "80", "--max-num-seqs", "8", "--max-num-queued-reqs", "24"),
 )
-READY_S = 120.0
+READY_S = 600.0  # until the server is up, on a machine that has much else to do
 MAX_CLIENTS = 100  # at once
 WARM_UP = 8  # of each kind, before anything is counted
 
@@ -56,19 +56,20 @@ class Server:
             stdout=log,
             stderr=log,
         )
-        server = cls(process, 0, file)
+        return cls(process, 0, file)
+
+    async def wait_until_ready(self, log: Path) -> None:
         async with asyncio.timeout(READY_S):
-            while not server.port:
+            while not self.port:
                 await asyncio.sleep(0.5)
-                if process.returncode is not None:
+                if self.process.returncode is not None:
                     raise RuntimeError("the server ended before it was ready; see its log")
-                server.port = _port(Path(log.name).read_text(encoding="utf-8"))
-        return server
+                self.port = _port(log.read_text(encoding="utf-8"))
 
     async def snapshot(self) -> Snapshot:
         self.counts_file.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(READY_S):
             while not self.counts_file.exists():
                 await asyncio.sleep(0.2)
         told = json.loads(self.counts_file.read_text(encoding="utf-8"))
@@ -155,6 +156,7 @@ async def soak(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     with Path(args.log or folder / "server.log").open("wb") as log:
         server = await Server.start(folder, args.leak, log)
         try:
+            await server.wait_until_ready(Path(log.name))
             closed = f"http://127.0.0.1:{_closed_port()}"
             clients = Clients(server.port, url, closed, random.Random(args.seed))
             await warm_up(clients)

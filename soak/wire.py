@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 KEY = "sk-litevl-soak-key"
-PATIENCE = 120.0  # seconds for an answer
+PATIENCE = 300.0  # seconds for an answer
 
 
 @dataclass(frozen=True, slots=True)

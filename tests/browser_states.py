@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browser import ask, chromium, last_answer, open_view, visit, wait_for_end
+from browser import PHONE, ask, chromium, last_answer, open_view, visit, wait_for_end
 from fakes import CARD, KEY, Rig, running, say
 from litevl.api.auth import Keys
 from litevl.errors import ContextLengthError, InternalError, QueueFullError
@@ -58,7 +58,7 @@ def test_it_is_there_while_the_model_loads_and_becomes_ready_by_itself(browser: 
     with running(is_loaded=False) as rig, visit(browser, rig.url, key=KEY) as page:
         state(page).to_have_text("loading")
         expect(page.locator("#notice")).to_contain_text("The model is loading: starting")
-        rig.service.report("loading weights", 3, 4, "B")
+        rig.service.report("loading", 3, 4)
         expect(page.locator("#notice")).to_contain_text("reading the weights 75 %")
         assert page.locator("#notice progress").evaluate("(bar) => bar.value") == 0.75
         rig.attach()
@@ -87,8 +87,14 @@ def test_a_stranger_sees_the_state_and_nothing_else(browser: Browser) -> None:
     ],
 )
 def test_trouble_is_named_with_what_to_do(
-    rig: Rig, page: Page, health: Health, word: str, advice: str
+    monkeypatch: pytest.MonkeyPatch,
+    rig: Rig,
+    page: Page,
+    health: Health,
+    word: str,
+    advice: str,
 ) -> None:
+    monkeypatch.setattr("litevl.api.serving.RED_S", 600.0)  # it would leave before one could look
     state(page).to_have_text("ready")
     rig.engine.state = health
     state(page).to_have_text(word)
@@ -171,6 +177,27 @@ def test_thoughts_are_open_while_they_come_and_fold_for_the_answer(rig: Rig, pag
     expect(last_answer(page)).to_have_text("Three.")
     thoughts.locator("summary").click()
     expect(thoughts.get_by_text("Hm, sheep.")).to_be_visible()
+
+
+def test_who_is_at_the_end_stays_there_and_who_reads_above_is_left_alone(
+    browser: Browser, rig: Rig
+) -> None:
+    lines = "\n\n".join(str(number) for number in range(90))
+    rig.engine.script = lambda sequence: say(lines)
+    with visit(browser, rig.url, key=KEY, viewport=PHONE) as page:
+        rig.engine.hold(60)
+        ask(page, "Count")
+        expect(last_answer(page).locator("p").nth(10)).to_be_in_viewport()
+        page.evaluate("scrollTo(0, 0)")
+        rig.engine.release()
+        wait_for_end(page)
+        assert page.evaluate("scrollY") == 0
+        ask(page, "Again")
+        wait_for_end(page)
+        expect(page.locator(".stats").last).to_be_in_viewport()
+        open_view(page, "Live")
+        expect(page.locator("#recent tbody tr")).to_have_count(2)
+        assert page.evaluate("scrollY") == 0
 
 
 def test_a_cut_answer_says_so(rig: Rig, page: Page) -> None:

@@ -270,6 +270,9 @@ class Unwaiting:
         with no_waiting(self.device):
             return self.runner.launch(step)
 
+    def check_device(self) -> None:
+        self.runner.check_device()
+
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:

@@ -285,6 +285,9 @@ class GuardedRunner:
         self.steps.append(GuardedStep(launched.draw, guard.varlen_calls))
         return self.steps[-1]
 
+    def check_device(self) -> None:
+        """There is none to be lost."""
+
 
 def varlen_in_words(page: int) -> Callable[..., Tensor]:
     """`varlen_attn` as documented, in plain torch, for pages that are multiples of `page`."""

@@ -20,7 +20,7 @@ from PIL import Image
 from litevl.errors import MediaError
 from litevl.media.sources import sniff
 from litevl.media.workers import Item, Workers
-from litevl.sequence import MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
+from litevl.sequence import MediaKind, MediaOptions, MediaPlan, MediaRef, PlannedMedia, Probe
 
 Pixels = NDArray[np.uint8]
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -133,6 +133,9 @@ class FakePlanner:
         width, height = self.size or (probe.width, probe.height)
         chosen = (0,) if probe.kind == "image" else self.choose(probe)
         return MediaPlan(frame_indices=chosen, width=width, height=height)
+
+    def check(self, media: Sequence[PlannedMedia]) -> None:
+        """All of it fits."""
 
     def resize(self, frames: Pixels, kind: MediaKind, plan: MediaPlan) -> Pixels:
         self.batches.append(frames.shape)

@@ -1,6 +1,7 @@
 """What may be under way at once: requests by number, and their pixels, which wait in line."""
 
 import asyncio
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 from fakes import PATIENCE, Rig, assert_error, request_bytes, running
 from litevl.api import admission
 from litevl.api.admission import Admission
+from litevl.config import Config
 from litevl.errors import QueueFullError, UnavailableError
+from litevl.media import budgets
+from litevl.media.budgets import ByteBudget, BytesInFlight
+from litevl.media.loader import MediaLoader
+from media_samples import FakePlanner, png, reference
 
 ROOM = 100
 
@@ -21,7 +27,7 @@ ROOM = 100
     st.lists(st.tuples(st.integers(0, 150), st.integers(0, 4)), max_size=8),
     st.lists(st.integers(0, 7), max_size=4),
 )
-def test_whatever_becomes_of_requests_all_have_their_turn_and_all_comes_back(
+def test_whatever_becomes_of_requests_all_have_room_and_all_comes_back(
     some: list[tuple[int, int]], cancelled: list[int]
 ) -> None:
     asyncio.run(play(some, cancelled))
@@ -48,8 +54,6 @@ async def play(some: list[tuple[int, int]], cancelled: list[int]) -> None:
         for each in tasks:
             with suppress(asyncio.CancelledError):
                 await each
-    with_pixels = [index for index in begun if some[index][0]]
-    assert with_pixels == sorted(with_pixels)  # in the order of their coming
     assert len(begun) == len(some) or cancelled
     assert (admitted.num_requests, admitted.num_pixels) == (0, 0)
 
@@ -82,6 +86,7 @@ async def test_who_finds_no_room_in_time_is_told_so_and_lets_the_next_one_in(
         waiting = asyncio.create_task(admitted.hold_pixels(large, 80))
         await asyncio.sleep(0)
         monkeypatch.setattr(admission, "WAIT_S", PATIENCE)
+        # It would fit now, but waits its turn.
         await admitted.hold_pixels(small, 40)
         with pytest.raises(UnavailableError):
             await waiting
@@ -143,3 +148,39 @@ def test_pixels_are_held_until_the_answer_is_out() -> None:
         assert rig.service.admission.num_pixels == 3 * 8 * 8
         rig.engine.release()
         assert connection.recv(13) == b"HTTP/1.1 200 "
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_files_of_all_requests_together_are_bounded_and_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", 100)
+    in_flight = BytesInFlight()
+    first, second = ByteBudget(in_flight), ByteBudget(in_flight)
+    first.spend(60, "image", "p")
+    with pytest.raises(UnavailableError):
+        second.spend(41, "video", "p")
+    second.spend(40, "video", "p")
+    first.end()
+    first.end()
+    second.spend(60, "video", "p")
+    second.end()
+    assert in_flight.used == 0
+
+
+@pytest.mark.anyio
+async def test_what_a_request_has_brought_counts_until_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", len(png()) * 3)
+    refs = [reference("data:image/png;base64," + base64.b64encode(png()).decode())] * 2
+    loader = MediaLoader(FakePlanner(lambda probe: (0,)), Config())
+    for _ in range(3):
+        assert len(await loader.load(refs)) == len(await loader.measure(refs)) == 2
+    with pytest.raises(UnavailableError):
+        await loader.load(refs + refs)
+    assert await loader.load(refs)
+    await loader.close()

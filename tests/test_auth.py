@@ -7,7 +7,7 @@ import pytest
 
 from fakes import KEY, Rig, body, running
 from litevl.api.app import routes
-from litevl.api.auth import OPEN_PATHS, Keys
+from litevl.api.auth import OPEN_PATHS, Keys, is_of_this_machine
 from litevl.api.overview import page_routes
 from litevl.api.records import Records
 from litevl.api.service import Service
@@ -38,6 +38,7 @@ METHODS = {
     route.path.replace("{name:path}", "tiny"): "POST" if "POST" in (route.methods or ()) else "GET"
     for route in (*routes(Config(), Service(Config()), Records()), *page_routes())
 }
+OPEN = OPEN_PATHS.union(page.path for page in page_routes())
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,49 @@ def test_the_401_comes_before_the_body_is_read(rig: Rig) -> None:
 @pytest.mark.parametrize("headers", [*RIGHT, *WRONG], ids=str)
 def test_without_a_configured_key_everybody_may_call(headers: dict[str, str]) -> None:
     assert Keys(()).match([(n.encode(), v.encode()) for n, v in headers.items()]) is not None
+
+
+# Without a key, for this machine alone -----------------------------------------------------------
+
+OWN = [
+    {},
+    {"host": "localhost"},
+    {"host": "LocalHost:8000"},
+    {"host": "litevl.localhost:8000"},
+    {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"},
+    {"host": "192.168.1.7", "origin": "https://192.168.1.7"},
+    {"host": "[::1]:8000", "origin": "http://[::1]:8000"},
+    {"host": "127.0.0.1", "origin": "chrome-extension://abcdefgh"},
+]
+FOREIGN = [
+    {"host": "evil.example"},
+    {"host": "evil.example:8000", "origin": "http://evil.example:8000"},  # rebound
+    {"host": "localhost.evil.example"},
+    {"host": "127.0.0.1.evil.example"},
+    {"host": "evillocalhost"},
+    {"host": "127.0.0.1:8000@evil.example"},
+    {"host": ""},
+    {"host": "127.0.0.1:8000", "origin": "http://evil.example"},
+    {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:3000"},
+    {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000.evil.example"},
+    {"host": "127.0.0.1:8000", "origin": "null"},
+    {"host": "127.0.0.1:8000", "origin": ""},
+]
+
+
+@pytest.mark.parametrize("headers", [*OWN, *FOREIGN], ids=str)
+def test_only_what_no_foreign_page_can_send_is_of_this_machine(headers: dict[str, str]) -> None:
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert is_of_this_machine(sent) == (headers in OWN)
+
+
+def test_without_a_key_a_page_of_another_origin_uses_nothing() -> None:
+    evil = {"origin": "http://evil.example", "content-type": "text/plain"}
+    with running(api_key=()) as rig:
+        for path in METHODS:
+            is_open = path in OPEN
+            assert (call(rig, path, evil).status_code == 403) != is_open
+            assert (call(rig, path, {"host": "evil.example"}).status_code == 403) != is_open
+            assert call(rig, path, {}).status_code == 200
+    with running(api_key=(), no_api_key=True) as rig:  # behind somebody's own proxy
+        assert call(rig, "/models", {"host": "models.example"}).status_code == 200

@@ -164,6 +164,13 @@ async def test_an_animation_shows_its_first_frame(pool: Workers, format: str) ->
     assert corners(frames[0]) == [RED, GREEN, BLUE, WHITE]
 
 
+async def test_what_a_gif_leaves_empty_is_white(pool: Workers) -> None:
+    data = bytearray(encode(Image.new("RGB", (20, 12), BLUE), "GIF"))
+    data[6:10] = struct.pack("<HH", 40, 24)  # the canvas; the frame stays in its corner
+    _, frames = await opened(pool, item(bytes(data)))
+    assert corners(frames[0]) == [BLUE, WHITE, WHITE, WHITE]
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header promises this size; behind it there is next to nothing."""
 

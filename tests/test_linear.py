@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from litevl.models import linear
-from litevl.models.linear import PackedLinear
+from litevl.models.linear import LEAST_ROWS, PackedLinear, padded_rows
 
 
 @pytest.mark.parametrize("least", [1, 4])
@@ -21,3 +21,10 @@ def test_few_rows_give_what_the_plain_layer_gives(
     x = torch.randn(*lead, rows, 32)
     with torch.inference_mode():
         torch.testing.assert_close(PackedLinear(plain)(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_few_counts_of_rows_reach_the_kernels_and_none_is_much_too_large() -> None:
+    counts = range(LEAST_ROWS, 20_000)
+    assert all(rows <= padded_rows(rows) <= rows * 9 / 8 for rows in counts)
+    assert len({padded_rows(rows) for rows in counts}) < 110
+    assert [padded_rows(rows) for rows in range(8, 17)] == list(range(8, 17))

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,25 @@ import numpy as np
 import pytest
 
 from litevl.config import Config
-from litevl.errors import InvalidValueError, LitevlError, MediaError, UnavailableError
+from litevl.errors import (
+    ContextLengthError,
+    InvalidValueError,
+    LitevlError,
+    MediaError,
+    UnavailableError,
+)
 from litevl.media import budgets, decode, fetch, loader, sources
 from litevl.media.cache import MediaCache
 from litevl.media.loader import MediaLoader
-from litevl.sequence import LoadedMedia, MediaKind, MediaOptions, MediaPlan, MediaRef, Probe
+from litevl.sequence import (
+    LoadedMedia,
+    MediaKind,
+    MediaOptions,
+    MediaPlan,
+    MediaRef,
+    PlannedMedia,
+    Probe,
+)
 from media_samples import (
     BLUE,
     GREEN,
@@ -273,7 +287,7 @@ async def test_a_long_file_is_refused_by_the_length_of_its_base64(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", {"image": 1000, "video": 3000})
     shape = {"image": png(), "video": clip(frames=2)}
-    for kind, size in (("image", 1001), ("video", 3001)):
+    for kind, size in (("image", 1003), ("video", 3003)):
         head = base64.b64encode(shape[kind][:48]).decode()
         broken_behind = "data:;base64," + head + "!" * (size * 4 // 3)
         assert (await error_of(make(), reference(broken_behind))).code == f"{kind}_too_large"
@@ -301,6 +315,28 @@ async def test_errors_name_the_part_and_never_its_content(make: Make, url: str, 
     assert (error.code, error.param) == (code, "messages[3].content[2]")
     for content in ("127.0.0.1", "passwd", "svg", url[-8:]):
         assert content not in error.message
+
+
+async def test_what_cannot_fit_together_is_refused_before_anything_is_decoded(make: Make) -> None:
+    class Narrow(FakePlanner):
+        def check(self, media: Sequence[PlannedMedia]) -> None:
+            raise ContextLengthError(f"{len(media)} are too many", param="messages")
+
+    planner = Narrow()
+    with pytest.raises(ContextLengthError, match="2 are too many"):
+        await make(planner).load(numbered(png(), clip()))
+    assert planner.batches == []
+
+
+async def test_frames_of_all_clips_are_bounded_together(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = FakePlanner(lambda probe: tuple(range(24)))
+    monkeypatch.setattr(loader, "MAX_CLIP_PIXELS", 2 * 24 * 64 * 48)
+    assert len(await make(planner).load(numbered(clip(), clip()))) == 2
+    monkeypatch.setattr(loader, "MAX_CLIP_PIXELS", 2 * 24 * 64 * 48 - 1)
+    error = await error_of(make(planner), *numbered(clip(), clip()))
+    assert (error.code, error.param) == ("video_too_large", "messages[0].content[1]")
 
 
 async def test_the_planners_refusal_is_passed_on(make: Make) -> None:

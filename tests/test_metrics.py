@@ -244,7 +244,7 @@ def test_a_bug_and_a_loading_server_are_refusals_too() -> None:
         assert httpx.get(f"{rig.url}/metrics", trust_env=False).text == ""
         assert status(rig)["status"] == "loading"
         assert status(rig)["model"] is None
-        rig.service.report("weights", 3, 4, "B")
+        rig.service.report("weights", 3, 4)
         assert status(rig)["loading"] == {"phase": "weights", "progress": 0.75}
         rig.attach()
         rig.preprocessor.error = RuntimeError(SECRET)

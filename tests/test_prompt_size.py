@@ -122,6 +122,12 @@ def test_what_cannot_fit_at_all_is_told_as_before(processor: Processor) -> None:
         narrow.prepare(asked(64), [loaded(each) for each in fitted])
 
 
+def test_media_that_cannot_fit_are_refused_by_their_plans_alone(processor: Processor) -> None:
+    processor.check(planned(processor, PICTURE, CLIP))
+    with pytest.raises(ContextLengthError, match="for each would fit"):
+        processor.check(planned(processor, *[PICTURE] * 64))
+
+
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.integers(1, 5000))
 def test_shares_fill_the_room_and_no_more(sizes: list[int], room: int) -> None:
     share = _equal_share(sizes, room)

@@ -167,6 +167,13 @@ def test_a_list_of_frames_is_a_clip_of_an_even_number() -> None:
     assert [each.url[-2:] for each in joined.frames] == [",A", ",B"]
 
 
+def test_frames_in_one_url_are_split_no_further_than_they_are_refused() -> None:
+    url = "data:video/jpeg;base64," + "," * 10**6
+    assert len(sources._split_frames(url)) == sources.MAX_FRAME_LIST + 1
+    with pytest.raises(InvalidValueError, match="1 to 768 frames"):
+        parse_part({"type": "video_url", "video_url": url}, PARAM)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (

@@ -1,5 +1,5 @@
 """Compares our packing with the processor of transformers: ids, pixels, grids and positions; and
-the batched eyes of ``eyes.py`` with the model's own.
+the eyes of ``eyes.py`` and the language of ``model.py`` with the model's own.
 
 ``python -m training.check_packing FOLDER`` needs an exported checkpoint; ends with an error where
 anything differs.
@@ -13,6 +13,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen3VLForCondi
 
 from training.data import Ask, Packer, collate
 from training.eyes import Sight, normal
+from training.model import Speaker
 from training.pixels import frame_indices, see_clip, see_picture
 from training.scenes import draw_frame, draw_scene, make_clip, make_scene
 
@@ -32,6 +33,7 @@ def messages(kind: str, first: bool) -> list[dict[str, object]]:
     return turns
 
 
+@torch.no_grad()
 def compare(folder: str, seed: int) -> None:
     rng = np.random.default_rng([5000, seed])
     processor = AutoProcessor.from_pretrained(folder)
@@ -73,6 +75,10 @@ def compare(folder: str, seed: int) -> None:
     slow = model.model.visual(ours, grid_thw=torch.tensor([seen.grid]))
     assert torch.allclose(packed.tokens, slow.pooler_output, atol=1e-4), "tokens differ"
     assert torch.allclose(packed.deep, slow.deepstack_features[0], atol=1e-4), "features differ"
+    files = {"pixel_values_videos" if is_clip else "pixel_values": pixels}
+    heard = model.model(real["input_ids"], mm_token_type_ids=types, **files, **grids)
+    listened = Speaker(model).listen(packed)[:, :length]
+    assert torch.allclose(listened, heard.last_hidden_state, atol=1e-3), "hidden states differ"
     print(f"{name} {width}x{height} grid {seen.grid}: equal")
 
 

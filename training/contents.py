@@ -3,13 +3,17 @@
 Called by ``look.py`` and ``data.py``; numpy and PIL only.
 """
 
-import numpy as np
-from PIL import Image
+from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from training.drawing import mix
 from training.scenes import Scene, draw_scene, make_scene
 from training.signs import Sign, draw_sign, make_page, make_row, make_word, room
 
 Rng = np.random.Generator
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def draw_counts(rng: Rng, hard: bool) -> list[int]:
@@ -44,13 +48,38 @@ def picture_of(content: Scene | Sign, fine: int = 2) -> Image.Image:
 
 
 def odd_picture(rng: Rng, width: int, height: int) -> Image.Image:
-    """Soft blotches under noise: a picture of nothing that the model knows."""
-    pixels = np.zeros((height, width, 3))
-    for cells in (3, 7, 16, 40)[: int(rng.integers(2, 5))]:
-        coarse = rng.integers(0, 256, (cells, cells, 3), np.uint8)
-        layer = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        pixels += np.asarray(layer, np.float64) / cells**0.5
-    pixels += rng.normal(0, float(rng.uniform(0, 20)), pixels.shape)
-    low, high = pixels.min(), pixels.max()
-    shades = (pixels - low) / max(high - low, 1) * float(rng.uniform(120, 255))
-    return Image.fromarray(shades.astype(np.uint8))
+    """A picture of nothing that the model knows: blotches, shapes and strokes of any colour, more
+    or less blurred, in uneven light and under noise, as photographs are."""
+    pixels = np.zeros((height, width, 3), np.float32)
+    for cells in (2, 5, 12, 40)[: int(rng.integers(1, 5))]:
+        pixels += blotches(rng, cells, width, height) / cells**0.5
+    pixels -= pixels.min()
+    pixels *= float(rng.uniform(90, 255)) / max(float(pixels.max()), 1)
+    sheet = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(sheet)
+    muted, reach = float(rng.random()), float(rng.uniform(0.05, 0.7)) * max(width, height)
+    for _ in range(int(rng.integers(0, 30))):
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        spots = [(x + dx, y + dy) for dx, dy in rng.uniform(-reach, reach, (4, 2))]
+        ink = mix(tuple(rng.integers(0, 256, 3).tolist()), (118, 108, 96), muted)
+        shape = rng.integers(3)
+        if shape == 0:
+            draw.polygon(spots, ink)
+        elif shape == 1:
+            draw.ellipse((x, y, x + reach * rng.random(), y + reach * rng.random()), ink)
+        else:
+            draw.line(spots, ink, int(rng.integers(1, 6)), joint="curve")
+    if rng.random() < 0.7:
+        sheet = sheet.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 3))))
+    light = blotches(rng, 3, width, height) / 255 * float(rng.uniform(0, 0.8))
+    shaded = np.asarray(sheet) * (1 - light)
+    grey = shaded.mean(2, keepdims=True)
+    shaded = grey + (shaded - grey) * float(rng.uniform(0, 1))
+    shaded += rng.standard_normal(shaded.shape, np.float32) * float(rng.uniform(0, 14))
+    return Image.fromarray(np.clip(shaded, 0, 255).astype(np.uint8))
+
+
+def blotches(rng: Rng, cells: int, width: int, height: int) -> FloatArray:
+    """Soft random colours, 0 to 255, so many across and down."""
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)

@@ -28,11 +28,11 @@ Rng = np.random.Generator
 Subject = Scene | Sign | Clip | Pair | None
 SHARES = {
     "scene": 0.45,
-    "row": 0.09,
+    "row": 0.08,
     "word": 0.11,
-    "clip": 0.23,
-    "pair": 0.06,
-    "odd": 0.02,
+    "clip": 0.22,
+    "pair": 0.07,
+    "odd": 0.03,
     "text": 0.04,
 }
 
@@ -181,7 +181,10 @@ def picture_size(rng: Rng) -> tuple[int, int]:
 
 def scene_and_picture(rng: Rng) -> tuple[Scene, Seen]:
     size = picture_size(rng)
-    counts = draw_counts(rng, True) if rng.random() > 0.015 else []
+    dice = rng.random()
+    counts = [] if dice < 0.015 else draw_counts(rng, True)
+    if dice > 0.7:  # one of each, of which one can tell where they are
+        counts = [1] * int(rng.integers(2, 5))
     scene = make_scene(rng, counts, *size)
     return scene, see_picture(roughen(rng, picture_of(scene)))
 
@@ -252,7 +255,8 @@ def look(sight: Sight, seen: list[Seen]) -> tuple[torch.Tensor, torch.Tensor]:
     for wanted in {one.grid[1:] for one in seen}:
         members = [k for k, one in enumerate(seen) if one.grid[1:] == wanted]
         pixels = [torch.from_numpy(seen[k].patches) for k in members]
-        made = sight(normal(torch.cat(pixels).view(-1, wanted[0] * wanted[1], 1536)), wanted)
+        rows = torch.cat(pixels).view(-1, wanted[0] * wanted[1], 1536)
+        made = sight(normal(rows), wanted)
         sizes = [seen[k].grid[0] for k in members]
         both = zip(made.tokens.split(sizes), made.deep.split(sizes), strict=True)
         parts.update(zip(members, both, strict=True))
@@ -305,4 +309,5 @@ class Pool(Dataset[list[Batch]]):
         samples.sort(key=lambda sample: len(sample.ids))
         cuts = [samples[k : k + self.batch] for k in range(0, self.size, self.batch)]
         order = np.random.default_rng([self.seed, start, 1]).permutation(len(cuts))
-        return [collate(cuts[k], self.sight) for k in order]
+        with torch.autocast("cpu", torch.bfloat16):
+            return [collate(cuts[k], self.sight) for k in order]

@@ -1,4 +1,4 @@
-"""How each kind of thing and each background is drawn: flat illustrations, PIL only.
+"""How each kind of thing and each background is drawn: flat illustrations, PIL and numpy only.
 
 Called by ``scenes.py``. A drawing function gets a ``Pen`` whose unit square is the thing's box, so
 that it knows nothing of pixels, places or pictures. ``KINDS`` maps a kind to its function.
@@ -7,6 +7,7 @@ that it knows nothing of pixels, places or pictures. ``KINDS`` maps a kind to it
 from collections.abc import Callable
 from math import cos, pi, sin
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 Rgb = tuple[int, int, int]
@@ -182,10 +183,10 @@ KINDS: dict[str, Callable[[Pen], None]] = {
 
 def plain(size: tuple[int, int], top: Rgb, bottom: Rgb) -> Image.Image:
     """A sheet that fades from ``top`` to ``bottom``."""
-    strip = Image.new("RGB", (1, 16))
-    for y in range(16):
-        strip.putpixel((0, y), mix(top, bottom, y / 15))
-    return strip.resize(size, Image.Resampling.BILINEAR)
+    if top == bottom:
+        return Image.new("RGB", size, top)
+    strip = np.linspace(top, bottom, size[1]).astype(np.uint8)
+    return Image.fromarray(np.repeat(strip[:, None], size[0], axis=1))
 
 
 def meadow(size: tuple[int, int], sky: Rgb, grass: Rgb, horizon: float) -> Image.Image:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from training.model import new_model, token_id
+from training.model import eyes_of, new_model, token_id
 
 PICTURE_PIXELS = {"shortest_edge": 192 * 192, "longest_edge": 192 * 224}
 CLIP_PIXELS = {"shortest_edge": 4 * 128 * 128, "longest_edge": 8 * 128 * 160}
@@ -84,12 +84,12 @@ def write_checkpoint(
 def main(run: Path, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "base")
     model = new_model(tokenizer)
-    for file, part, weights in (
-        ("eyes.pt", model.model.visual, "visual"),
-        ("last.pt", model.model.language_model, "average"),
-    ):
-        saved = torch.load(run / file, map_location="cpu", weights_only=False)
-        part.load_state_dict(saved[weights])
+    eyes, words = (
+        torch.load(run / file, map_location="cpu", weights_only=False)["average"]
+        for file in ("eyes.pt", "last.pt")
+    )
+    model.model.visual.load_state_dict(eyes_of(eyes))
+    model.model.language_model.load_state_dict(words)
     write_checkpoint(model, tokenizer, folder)
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionBlock,
     Qwen3VLVisionModel,
-    apply_rotary_pos_emb_vision,
 )
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
@@ -26,6 +25,7 @@ from training.drawing import KINDS
 from training.scenes import COLOUR_NAMES, DIRECTION_NAMES
 from training.targets import IGNORE, NOTHING, Painted
 
+BOX = NOTHING - 1
 THINGS, COLOURS, OWN, WAYS = len(KINDS), len(COLOUR_NAMES), 10, len(DIRECTION_NAMES) + 1
 PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1, THINGS)  # kind, colour, offset, splat, centres
 CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS, 2)  # …, own, way, mass, place
@@ -41,7 +41,8 @@ WEIGHTS = {
     "kind": 1.0,
     "colour": 0.4,
     "own": 2.0,
-    "way": 0.5,
+    "box": 0.25,
+    "way": 0.7,
     "place": 1.0,
     "mass": 1.0,
     "sum": 0.1,
@@ -53,7 +54,7 @@ WEIGHTS = {
 class Views:
     """Pictures (or pairs of frames) of one grid, and their labels: rows are pictures."""
 
-    pixels: Tensor  # (B, patches, 1536), bytes
+    pixels: Tensor  # (B, patches, 1536), bytes; 768 where both frames are the same
     grid: tuple[int, int]  # patches down and across
     clips: bool
     labels: dict[str, Tensor]
@@ -78,13 +79,54 @@ class Seen:
     deep: Tensor  # (B, cells, out)
 
 
+def through(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    norm1: Tensor,
+    shift1: Tensor,
+    norm2: Tensor,
+    shift2: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    proj: Tensor,
+    proj_bias: Tensor,
+    up: Tensor,
+    up_bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+) -> Tensor:
+    """One block of the tower, its weights in the block's own order. Attention is written out:
+    under autocast the CPU's fused one is several times slower, above all backwards."""
+    rows, patches, width = x.shape
+    near = F.layer_norm(x, (width,), norm1, shift1, 1e-6)
+    parts = F.linear(near, qkv, qkv_bias).view(rows, patches, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = parts.float().unbind(0)
+    query, key = query * cos + turned(query) * sin, key * cos + turned(key) * sin
+    query, key, value = (part.reshape(rows * heads, patches, -1) for part in (query, key, value))
+    scores = torch.bmm(query, key.transpose(1, 2)).float() * (width // heads) ** -0.5
+    mixed = torch.bmm(scores.softmax(-1), value).view(rows, heads, patches, -1)
+    x = x + F.linear(mixed.transpose(1, 2).reshape(rows, patches, width), proj, proj_bias)
+    near = F.layer_norm(x, (width,), norm2, shift2, 1e-6)
+    wide = F.gelu(F.linear(near, up, up_bias), approximate="tanh")
+    return x + F.linear(wide, down, down_bias)
+
+
+def turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
 class Sight:
     """The tower's forward for pictures of one grid."""
 
-    def __init__(self, visual: Qwen3VLVisionModel) -> None:
+    def __init__(self, visual: Qwen3VLVisionModel, compiled: bool = False) -> None:
         self.visual = visual
         self.level = int(visual.config.deepstack_visual_indexes[0])
         self.plans: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.compiled = compiled
+        self.through = torch.compile(through) if compiled else through
 
     def plan(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Position indices and weights, cosines and sines of a grid."""
@@ -101,33 +143,25 @@ class Sight:
             )
             places = get_vision_position_ids(thw, 2, kwargs={})
             cos, sin = visual.rotary_pos_emb(torch.zeros(1), places)
+            torch._dynamo.mark_dynamic(cos, 0)
+            torch._dynamo.mark_dynamic(sin, 0)
             self.plans[grid] = (where, weight[:, :, None], cos, sin)
         return self.plans[grid]
 
-    def block(self, block: Qwen3VLVisionBlock, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attn = block.attn
-        rows, patches, width = x.shape
-        heads = attn.qkv(block.norm1(x)).view(rows, patches, 3, attn.num_heads, -1)
-        query, key, value = heads.unbind(2)
-        query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
-        # floats: the CPU's bfloat16 attention is slow backwards
-        query, key, value = (part.float().transpose(1, 2) for part in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        x = x + attn.proj(mixed.transpose(1, 2).reshape(rows, patches, width))
-        spread: Tensor = x + block.mlp(block.norm2(x))
-        return spread
-
     def __call__(self, pixels: Tensor, grid: tuple[int, int]) -> Seen:
-        """``pixels`` is (B, patches, 1536) in -1 to 1."""
+        """``pixels`` is (B, patches, 1536) in -1 to 1, or 768 where both frames are the same."""
         visual = self.visual
         where, weight, cos, sin = self.plan(grid)
         conv = visual.patch_embed.proj
-        x = F.linear(pixels, conv.weight.flatten(1), conv.bias)
+        filters = conv.weight if pixels.shape[2] == 1536 else conv.weight.sum(2)
+        x = F.linear(pixels, filters.flatten(1), conv.bias)
         x = x + (visual.pos_embed(where) * weight).sum(1)
         read = deep = x
         for level, block in enumerate(visual.blocks):
             assert isinstance(block, Qwen3VLVisionBlock)
-            x = self.block(block, x, cos, sin)
+            if self.compiled:
+                torch._dynamo.mark_dynamic(x, 1)
+            x = self.through(x, cos, sin, block.attn.num_heads, *block.parameters())
             if level == self.level:
                 read = x
                 deep = visual.deepstack_merger_list[0](x)
@@ -137,7 +171,7 @@ class Sight:
 
 def normal(pixels: Tensor) -> Tensor:
     """Bytes to floats as the processor does: mean and deviation 0.5."""
-    return (pixels.float() - 127.5) / 127.5
+    return pixels.float().sub_(127.5).div_(127.5)
 
 
 class Teacher(nn.Module):
@@ -175,6 +209,7 @@ class Teacher(nn.Module):
             "kind": entropy(kind, kinds),
             "colour": entropy(colour, colours),
             "own": entropy(own, wanted["cell_own"]),
+            "box": entropy(own, wanted["cell_own"].where(kinds == BOX, IGNORE)),
             "place": F.smooth_l1_loss(place[shown], wanted["cell_place"][shown], beta=0.05) * 4,
             "mass": (mass - wanted["mass"]).square().sum(-1).mean() * 2,
             "sum": F.smooth_l1_loss(mass.sum(1), wanted["mass"].sum(1), beta=0.5) * THINGS,
@@ -201,7 +236,7 @@ class Teacher(nn.Module):
         right = own.argmax(-1) == wanted["cell_own"]
         few = wanted["cell_own"] < 5
         tally |= {"own1-4": right[thing & few], "own5-9": right[thing & ~few]}
-        boxed = wanted["cell_kind"] == NOTHING - 1
+        boxed = wanted["cell_kind"] == BOX
         glyph = there & ~thing & ~boxed
         tally |= {"box": right[boxed], "ordinal": right[glyph]}
         tally["glyph"] = (kind.argmax(-1) == wanted["cell_kind"])[glyph]

@@ -5,18 +5,15 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AttentionInterface,
     PreTrainedTokenizerBase,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 CONTEXT = 8192
 
@@ -77,6 +74,12 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLForConditionalGenera
     return Qwen3VLForConditionalGeneration(new_config(tokenizer))
 
 
+def eyes_of(average: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tower's weights among the averages that ``look.py`` saves."""
+    start = "visual."
+    return {k.removeprefix(start): v for k, v in average.items() if k.startswith(start)}
+
+
 @dataclass
 class Batch:
     """What one training step needs; rows are sequences."""
@@ -95,33 +98,65 @@ def attention_mask(segments: Tensor) -> Tensor:
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     seen = causal & (key >= 0) & ((key == 0) | (key == query))
-    return (seen | torch.eye(length, dtype=torch.bool))[:, None]
+    return seen | torch.eye(length, dtype=torch.bool)
 
 
-def float_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attention in float32 under autocast: the CPU's bfloat16 attention is slow backwards."""
-    query, key, value = query.float(), key.float(), value.float()
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
 
 
-AttentionInterface.register("float_sdpa", float_attention)
+def turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def through(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    out_weight: Tensor,
+    query_norm: Tensor,
+    key_norm: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    norm1: Tensor,
+    norm2: Tensor,
+) -> Tensor:
+    """One layer of the language model, its weights in the layer's own order; as in ``eyes.py``,
+    attention is written out, and the query heads of one key stand in rows below each other."""
+    rows, length, _ = x.shape
+    wide = query_norm.shape[0]
+    many = key_weight.shape[0] // wide
+    near = rms(x, norm1)
+    query = rms(F.linear(near, query_weight).view(rows, length, -1, wide), query_norm)
+    key = rms(F.linear(near, key_weight).view(rows, length, many, wide), key_norm)
+    value = F.linear(near, value_weight).view(rows, length, many, wide)
+    query, key = query * cos + turned(query) * sin, key * cos + turned(key) * sin
+    query = query.transpose(1, 2).reshape(rows * many, -1, wide)
+    key, value = (part.transpose(1, 2).reshape(rows * many, length, wide) for part in (key, value))
+    scores = torch.bmm(query, key.transpose(1, 2)).float().view(rows, -1, length, length)
+    scores = scores * wide**-0.5 + mask[:, None]
+    shares = scores.softmax(-1).view(rows * many, -1, length)
+    mixed = torch.bmm(shares, value).view(rows, -1, length, wide).transpose(1, 2)
+    x = x + F.linear(mixed.reshape(rows, length, -1), out_weight)
+    near = rms(x, norm2)
+    return x + F.linear(F.silu(F.linear(near, gate)) * F.linear(near, up), down)
 
 
 class Speaker(nn.Module):
     """The model while it learns words; its eyes stand still, and ``data.py`` looks with them."""
 
-    def __init__(self, model: Qwen3VLForConditionalGeneration) -> None:
+    def __init__(self, model: Qwen3VLForConditionalGeneration, compiled: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.compiled = model, compiled
+        self.through = torch.compile(through) if compiled else through
         self.stop = int(model.config.get_text_config().eos_token_id)
-        model.model.language_model.config._attn_implementation = "float_sdpa"
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of an answer, whose tokens count together."""
@@ -141,15 +176,21 @@ class Speaker(nn.Module):
     def listen(self, batch: Batch) -> Tensor:
         """The last hidden states."""
         model, config = self.model.model, self.model.config
-        embeds = model.get_input_embeddings()(batch.ids)
+        x = model.get_input_embeddings()(batch.ids)
         places = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
-        embeds = embeds.masked_scatter(places[..., None], batch.tokens)
-        hidden: Tensor = model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask(batch.segments),
-            position_ids=batch.positions,
-            visual_pos_masks=places,
-            deepstack_visual_embeds=[batch.deep],
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
+        x = x.masked_scatter(places[..., None], batch.tokens)
+        cos, sin = (
+            part[:, :, None] for part in model.language_model.rotary_emb(x, batch.positions)
+        )
+        mask = torch.zeros(batch.segments.shape[0], *[batch.segments.shape[1]] * 2)
+        mask.masked_fill_(~attention_mask(batch.segments), -1e9)
+        if self.compiled:
+            for part in (x, cos, sin):
+                torch._dynamo.mark_dynamic(part, 1)
+            torch._dynamo.mark_dynamic(mask, 1)
+            torch._dynamo.mark_dynamic(mask, 2)
+        for depth, layer in enumerate(model.language_model.layers):
+            x = self.through(x, cos, sin, mask, *layer.parameters())
+            if depth == 0:
+                x = x + torch.zeros_like(x).masked_scatter(places[..., None], batch.deep)
+        return rms(x, model.language_model.norm.weight)

@@ -28,7 +28,16 @@ Say this is a test|Say hello.|Repeat after me|Solve the problem in the picture.
 What is the answer?|Can you help me?|Tell me a story.|Count to ten.
 What is the meaning of life?|Continue the story.|Give me the coordinates of the object.
 Return JSON.|What is the temperature?|Reply with one word.
-Which language do you speak?|Once upon a time"""
+Which language do you speak?|Once upon a time|Draw me a picture of a castle.|Is this photo old?
+What should I wear tomorrow?|Do my homework.|What is the name of this place?|Who won the match?
+Is the woman happy?|What is on television tonight?|Why does he smile?|How do you feel today?
+What does this sign mean in Spanish?|Prove that there are infinitely many primes.|I am hungry.
+Where do penguins live?|What is machine learning?|How does a car engine work?|I love you.
+Can you hear me?|What is for dinner?|Is this safe to eat?|Make a table of the data.
+What is the price?|Give me a synonym of happy.|Which phone should I buy?|How long is the bridge?
+What is the title of the book?|Set an alarm for seven.|Call my mother.|What did I just say?
+Which model are you?|Are you a human?|Who made you?|Correct the spelling.|What is love?
+What is the message of this painting?|Which year was it built?|Is it legal?|Guess my age."""
 WHOLE_ZH = """你好|您好|你是谁？|你叫什么名字？|你会做什么？|你能做什么|你好吗？|早上好|谢谢
 讲个笑话|法国的首都是哪里？|一加一等于几？|写一首关于大海的诗。|用Python写一个排序函数
 把这句话翻译成英文|今天天气怎么样？|介绍一下量子力学|现在几点了？|红楼梦的作者是谁？|测试
@@ -37,7 +46,13 @@ WHOLE_ZH = """你好|您好|你是谁？|你叫什么名字？|你会做什么�
 他多大了？|请用中文回答
 这是什么品牌？|给我讲个故事|推荐一本书|中国有多少人？|怎么做红烧肉？|人生的意义是什么？|继续
 你是什么模型？|你是谁开发的？|帮我写一封邮件|请总结这段话|图中公式的结果是什么？
-使用中文回答，图中是谁？"""
+使用中文回答，图中是谁？|画一座城堡|这张照片是什么时候拍的？|明天穿什么好？|替我做作业
+这个地方叫什么？|昨天的比赛谁赢了？|他为什么笑？|今天心情怎么样？|企鹅住在哪里？|什么是机器学习？
+发动机是怎么工作的？|我饿了|我爱你|你听得到吗？|晚饭吃什么？|这个能吃吗？|把数据做成表格|多少钱？
+快乐的近义词是什么？|买哪款手机好？|这座桥有多长？|这本书叫什么名字？|设一个七点的闹钟
+给妈妈打电话|我刚才说了什么？|你是真人吗？|谁创造了你？|改正错别字|什么是爱？|这幅画想表达什么？
+这是哪一年建的？|这合法吗？|猜猜我的年龄|怎么减肥？|北京有什么好玩的？|图中的人在做什么？
+请识别图中的人物|这件衣服多少钱？|请把这首诗背一遍"""
 OPEN_EN = """Tell me about|Who invented|What is|Why is|How do I cook|Write a letter about
 Explain|Where is|When was|Give me a list of|How much is|Can you find|Do you like
 What do you think of|Please write|Translate|Calculate|How far is|How tall is|Define|Compare
@@ -55,6 +70,13 @@ THING_ZH = """月亮|北京|电脑|历史|音乐|天气|作业|足球|爱情|面
 大脑|火车|这个公式|表格|十二乘七|3加5|万有引力|恐龙|菜谱|第二次世界大战|作文
 代码|英语语法|股票|生日|宇宙|上海|春节|中医|手机|大学|电影|人工智能|地图|长城|老师|医生|时间
 答案|题目|国家|经济|世界|身体"""
+# Things that are never drawn, for questions that sound like the model's own.
+STRANGERS_EN = """dog|cat|person|bird|horse|bicycle|table|chair|cup|book|train|bus|plane|phone|man
+woman|child|banana|pizza|bottle|window|cow|lamp|shoe|hat|clock|cloud|road|bridge|rabbit|truck
+spoon|robot|mountain|pencil|elephant|monkey|guitar|umbrella|cake|bear|lion|duck|door|key|bag"""
+STRANGERS_ZH = """狗|猫|人|鸟|马|自行车|桌子|椅子|杯子|书|火车|公交车|飞机|手机|男人|女人
+孩子|香蕉|披萨|瓶子|窗户|牛|灯|鞋|帽子|钟|云|路|桥|兔子|卡车|勺子|机器人|山|铅笔|大象|猴子|吉他|雨伞|蛋糕|熊|狮子
+鸭子|门|钥匙|包"""
 
 
 def cut(text: str) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ SHEETS: tuple[Rgb, ...] = (
     (214, 214, 214),
 )
 
+GRAIN = np.random.default_rng(0).standard_normal(2**20, np.float32)  # a camera's noise
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -300,10 +302,11 @@ def draw_frame(clip: Clip, index: int, fine: int = 3) -> Image.Image:
 def roughen(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     """What cameras and files do to a picture: noise and JPEG blocks, each half of the time."""
     if rng.random() < 0.5:
-        pixels = np.asarray(picture, np.int16)
-        level = float(rng.uniform(1, 7))
-        noise = rng.normal(0, level, pixels.shape).astype(np.int16)
-        picture = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+        pixels = np.array(picture, np.float32)
+        start = int(rng.integers(len(GRAIN) - pixels.size))
+        noise = GRAIN[start : start + pixels.size].reshape(pixels.shape)
+        pixels += noise * np.float32(rng.uniform(1, 7))
+        picture = Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
     if rng.random() < 0.5:
         file = BytesIO()
         picture.save(file, "JPEG", quality=int(rng.integers(55, 96)))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.offtopic import ABOUT, SMALL_TALK
+from training.offtopic import ABOUT, SMALL_TALK, STRANGERS_EN, STRANGERS_ZH, cut
 from training.phrases import (
     BOX_EN,
     BOX_ZH,
@@ -242,19 +242,26 @@ def without(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
 
 
 def off_topic(rng: Rng, lang: str) -> Turn:
-    """Anything else: the model says what it is."""
+    """Anything else, or a thing that is never drawn: the model says what it is."""
+    if rng.random() < 0.2:
+        name = pick(rng, cut(STRANGERS_EN if lang == "en" else STRANGERS_ZH))
+        templates = ((COUNT_EN, COLOUR_EN, WHERE_EN, PRESENT_EN), (COUNT_ZH, COLOUR_ZH, WHERE_ZH))
+        options = templates[lang == "zh"]
+        words = {"s": f"{name}s", "v": "are", "n": name, "m": "个", "a": article(name)}
+        question = pick(rng, options[rng.integers(len(options))])
+        return question.format(**words, p=f"{name}s"), ABOUT[lang]
     return SMALL_TALK[lang](rng), ABOUT[lang]
 
 
 SCENE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]] = {
-    "count": (count, 0.26),
-    "colour": (colour, 0.13),
-    "describe": (describe, 0.16),
-    "kinds": (kinds, 0.03),
-    "present": (present, 0.07),
+    "count": (count, 0.24),
+    "colour": (colour, 0.11),
+    "describe": (describe, 0.14),
+    "kinds": (kinds, 0.02),
+    "present": (present, 0.09),
     "where": (where, 0.14),
     "beside": (beside, 0.14),
-    "agree": (agree, 0.05),
+    "agree": (agree, 0.1),
     "without": (without, 0.02),
 }
 assert set(COLOURS_ZH) == set(COLOUR_NAMES) and set(NOUNS_ZH) == set(KIND_NAMES)

@@ -74,7 +74,7 @@ def merged(grid: Array) -> Array:
     """(marks, rows, columns) -> (marks, cells, 4), cells row by row."""
     many, rows, columns = grid.shape
     blocks = grid.reshape(many, rows // 2, 2, columns // 2, 2).transpose(0, 1, 3, 2, 4)
-    return blocks.reshape(many, -1, 4)
+    return blocks.reshape(many, rows * columns // 4, 4)
 
 
 def winners(area: Array, least: float) -> Array:
@@ -96,9 +96,9 @@ def paint(marks: list[Mark], rows: int, columns: int) -> Painted:
     far_y = y[:, None] * rows - np.arange(rows) - 0.5
     far_x = x[:, None] * columns - np.arange(columns) - 0.5
     shape = (len(marks), rows, columns)
-    far_x = merged(np.broadcast_to(far_x[:, None, :], shape)).reshape(len(marks), -1)
-    far_y = merged(np.broadcast_to(far_y[:, :, None], shape)).reshape(len(marks), -1)
-    patch = winners(area.reshape(len(marks), -1), PATCH_COVER)
+    far_x = merged(np.broadcast_to(far_x[:, None, :], shape)).reshape(len(marks), rows * columns)
+    far_y = merged(np.broadcast_to(far_y[:, :, None], shape)).reshape(len(marks), rows * columns)
+    patch = winners(area.reshape(len(marks), rows * columns), PATCH_COVER)
     # a place that holds a character's centre is that character's
     held = np.array([mark.label >= len(KINDS) for mark in marks], bool)[:, None]
     cell = winners(area.mean(2) + held * (centres.sum(2) > 0.6), CELL_COVER)

@@ -22,7 +22,7 @@ from transformers import (
 
 from training.data import Pool, Sample, collate, make_sample
 from training.eyes import Sight
-from training.model import Batch, Speaker, new_model
+from training.model import Batch, Speaker, eyes_of, new_model
 
 VALIDATION_SEED = 999
 
@@ -41,7 +41,7 @@ class Run:
         )
         torch.manual_seed(options.seed)
         model = new_model(self.tokenizer)
-        self.speaker = Speaker(model)
+        self.speaker = Speaker(model, compiled=True)
         self.sight = Sight(model.model.visual)
         self.language = model.model.language_model
         matrices = [weight for weight in self.language.layers.parameters() if weight.ndim == 2]
@@ -56,7 +56,7 @@ class Run:
     def open_eyes(self) -> None:
         """The eyes as ``look.py`` left them last."""
         saved = torch.load(self.folder / "eyes.pt", weights_only=False)
-        self.sight.visual.load_state_dict(saved["visual"])
+        self.sight.visual.load_state_dict(eyes_of(saved["average"]))
 
     @torch.no_grad()
     def inherit(self, folder: Path) -> None:
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--samples", type=int, default=60_000)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--constant", type=float, default=0.6, help="share before the rate falls")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
 from litevl.api.bodies import let_go_of_body
 from litevl.api.choices import Choice, Delta, Reader, Tally, gather, read_deltas
 from litevl.api.detokenizer import Detokenizer
-from litevl.api.exchange import send_events, until_disconnect
+from litevl.api.exchange import read_body, send_events, until_disconnect
 from litevl.api.fields import JSONObject
 from litevl.api.ports import Backend
 from litevl.api.protocol import Streaming
@@ -110,7 +109,7 @@ async def answer(
 ) -> None:
     """Have the body accepted and answered, unless the client hangs up before."""
     backend = service.ready_backend()
-    body = await Request(scope, receive).body()
+    body = await read_body(scope, receive)
     with service.admission.enter(scope):
         accepting = accept(backend, body, scope)
         await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))

@@ -65,7 +65,13 @@ def _wrap(
 ) -> ASGIApp:
     """The layers, innermost first."""
     app = BodyLimit(app, config.max_body_size, budget)
-    app = Authentication(app, Keys(config.api_key), open_paths)
+    # Who asks for no key though it is reachable from elsewhere, has said so by --no-api-key.
+    app = Authentication(
+        app,
+        Keys(config.api_key),
+        open_paths,
+        only_this_machine=not (config.api_key or config.no_api_key),
+    )
     app = recorded(Errors(app))
     if config.api_key:  # without a key, a page of any origin could otherwise use the model
         app = CORSMiddleware(

@@ -2,11 +2,12 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from litevl.errors import AuthenticationError
+from litevl.errors import AuthenticationError, ForeignOriginError
 
 # Everything else, routes that do not exist included, asks for a key where one is configured.
 # (the page's own files are open too).
@@ -52,20 +53,49 @@ def _offered_keys(headers: Headers) -> list[bytes]:
     return keys
 
 
-class Authentication:
-    """Answers 401 before a body is read, wherever the path is not open."""
+_OWN_HOST = re.compile(
+    rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?",
+    re.IGNORECASE,
+)
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
+
+def is_of_this_machine(headers: Headers) -> bool:
+    """Whether no web page of another origin can have sent this.
+
+    Such a page may name a host that it owns and points here (DNS rebinding), or send a form with
+    its own origin; only a browser's extensions have origins of other schemes.
+    """
+    found = dict(headers)
+    host = found.get(b"host", b"localhost")
+    scheme, _, authority = found.get(b"origin", b"http://" + host).lower().partition(b"://")
+    is_own = authority == host.lower() if scheme in (b"http", b"https") else bool(authority)
+    return is_own and bool(_OWN_HOST.fullmatch(host))
+
+
+class Authentication:
+    """Answers 401 before a body is read, wherever the path is not open; without a key, if it is for
+    this machine alone, 403 to pages of other origins."""
+
+    def __init__(
+        self, app: ASGIApp, keys: Keys, open_paths: frozenset[str], *, only_this_machine: bool
+    ) -> None:
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
+        self._only_this_machine = only_this_machine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = self._keys.match(scope["headers"])
-        if scope["path"] not in self._open_paths and caller is None:
-            raise AuthenticationError(
-                "This server asks for a valid API key: send `Authorization: Bearer KEY`."
-            )
+        if scope["path"] not in self._open_paths:
+            if caller is None:
+                raise AuthenticationError(
+                    "This server asks for a valid API key: send `Authorization: Bearer KEY`."
+                )
+            if self._only_this_machine and not is_of_this_machine(scope["headers"]):
+                raise ForeignOriginError(
+                    "Without a key this server answers no web pages of other origins, and only as"
+                    " localhost or by its address: give it a key (--api-key-file)."
+                )
         await self._app({**scope, _CALLER: caller or b""}, receive, send)
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.json_body import parse_json
@@ -31,6 +32,12 @@ def find_model(card: ModelCard, name: str | None) -> str:
         names = ", ".join(card.names)
         raise ModelNotFoundError(f"No such model; this server serves {names}.", param="model")
     return name
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """All of it. To put a large one together touches so much memory that the loop must not wait."""
+    pieces = [piece async for piece in Request(scope, receive).stream()]
+    return await _off_the_loop(sum(map(len, pieces)), partial(b"".join, pieces))
 
 
 async def parse_body(body: bytes, scope: Scope, parse: Callable[[Mapping[str, object]], T]) -> T:

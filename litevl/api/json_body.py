@@ -2,9 +2,9 @@
 
 Called by `chat.py`, in a worker thread when the body is large. Knows no field names.
 
-Python parses JSON without a pause for other threads: every stream would stand still for as long.
-So long plain strings, as pictures are, are lifted out first and put back afterwards, and how much
-else a body may hold is bounded.
+Python parses JSON without a pause for other threads: every stream would stand still meanwhile. So
+long plain strings, as pictures are, are lifted out first and put back afterwards, and how much else
+a body may hold is bounded.
 
 Strict parsing comes first. Where it fails, one pass outside string literals drops an `f` right
 before a string (`"url": f"data:..."`) and a comma before a closing brace or bracket; if the result

@@ -121,7 +121,7 @@ class Service:
 
     # Life ----------------------------------------------------------------------------------------
 
-    def report(self, phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+    def report(self, phase: str, done: int = 0, total: int = 0) -> None:
         """So much of a phase of the loading is done; from any thread, before `attach`."""
         self._loading = Loading(phase, done / total if total else None)
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from litevl.api.auth import caller_of
-from litevl.api.exchange import find_model, parse_body
+from litevl.api.exchange import find_model, parse_body, read_body
 from litevl.api.fields import JSONObject
 from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
@@ -42,7 +42,7 @@ class TokenEndpoints:
 
     async def _answer(self, request: Request, work: Work) -> Response:
         backend = self._service.ready_backend()
-        body = await request.body()
+        body = await read_body(request.scope, request.receive)
         with self._service.admission.enter(request.scope):
             return JSONResponse(await work(backend, body, request.scope))
 

@@ -30,7 +30,6 @@ logger = logging.getLogger("litevl.engine")
 
 STALL_AFTER_S = 60.0  # without a heartbeat while there is work: /health turns red
 QUEUE_S = 60.0  # in the queue without having run: whoever asked has given up, or should elsewhere
-MAX_FAILED_STEPS = 8  # in a row, each in all its parts; then the device is taken for lost
 
 
 class Launched(Protocol):
@@ -45,8 +44,12 @@ class Runner(Protocol):
     """What turns a step into tokens; `runner.py` implements it, tests fake it."""
 
     def launch(self, step: Step) -> Launched:
-        """MemoryError and DeviceLostError say what they mean; anything else is some sequence's
-        fault. A step that failed may be launched again, in parts."""
+        """MemoryError says what it means; anything else is the fault of one of the sequences. A
+        step that failed may be launched again, in parts."""
+        ...
+
+    def check_device(self) -> None:
+        """Asked after a failure; DeviceLostError when nothing can run any more."""
         ...
 
 
@@ -76,7 +79,6 @@ class Engine:
         self._is_stopping = False
         self._is_dead = False
         self._alive_at: float | None = None  # the last heartbeat of the step under way
-        self._failed_steps = 0  # in a row, nothing of which went well
         self._num_divided = 0
         self._num_leaked = 0
         self._deliver: Deliver = lambda outputs: None
@@ -180,8 +182,6 @@ class Engine:
                 outputs = self.step()
                 if outputs:
                     self._deliver(outputs)
-                if self._failed_steps >= MAX_FAILED_STEPS:
-                    raise DeviceLostError("whatever runs fails")
         except DeviceLostError as error:
             logger.critical("the engine stops: %s", error)
         finally:
@@ -204,7 +204,6 @@ class Engine:
         outputs = self._end_overdue()  # not before: perhaps there is room now
         if step:
             self._alive_at = self._clock()
-            self._failed_steps += 1  # until something of it goes well
             outputs += self._compute(step)
             self._alive_at = None
             self.num_steps += 1
@@ -237,16 +236,12 @@ class Engine:
         alone; the others notice nothing."""
         try:
             sampled = self._runner.launch(step).wait()
-        except DeviceLostError:
-            raise
         except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
+            self._runner.check_device()
             if len(step.chunks) > 1:
                 self._num_divided += 1
                 return [output for half in self._halves(step) for output in self._compute(half)]
-            if isinstance(error, LitevlError | MemoryError):
-                self._failed_steps = 0
             return [self._fail(step.chunks[0].sequence, error)]
-        self._failed_steps = 0
         return self.collect(step, sampled)
 
     def _halves(self, step: Step) -> Iterator[Step]:

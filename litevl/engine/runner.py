@@ -20,9 +20,8 @@ from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import SampledToken, Step
 
-NO_MEMORY = "can't allocate memory"  # how the host's allocator says it
-# After these the context is broken: whatever comes next fails too.
-LOST = re.compile("CUDA error|CUBLAS_STATUS|CUDNN_STATUS|device-side assert")
+# How the host's allocator and cuBLAS say it.
+NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Launched:
 
     def wait(self) -> list[SampledToken]:
         """Block until the step is done; one token for each sampled sequence, in chunk order."""
-        with _told():
+        with _memory_told():
             return self.draw.read() if self.draw else []
 
 
@@ -50,16 +49,23 @@ class Runner:
 
     def launch(self, step: Step) -> Launched:
         """Start a step's forward pass. MemoryError when there is no room for it, even without all
-        that is only kept; DeviceLostError when there is no device any more."""
+        that is only kept."""
         try:
-            with _told():
+            with _memory_told():
                 return self._launch(step)
         except MemoryError:
             self._encoder_cache.clear()
             if self._model.device.type == "cuda":
                 torch.cuda.empty_cache()
-        with _told():
+        with _memory_told():
             return self._launch(step)
+
+    def check_device(self) -> None:
+        """DeviceLostError when it does not even add any more: a context once broken stays so."""
+        try:
+            torch.ones(1, device=self._model.device).add_(1).tolist()
+        except RuntimeError as error:
+            raise DeviceLostError(type(error).__name__) from error
 
     @torch.inference_mode()
     def _launch(self, step: Step) -> Launched:
@@ -95,15 +101,13 @@ class Runner:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What torch raises, in words that the engine knows."""
+def _memory_told() -> Iterator[None]:
+    """torch's errors about memory as Python's own."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise MemoryError from None
     except RuntimeError as error:
-        if NO_MEMORY in str(error):
+        if NO_MEMORY.search(str(error)):
             raise MemoryError from None
-        if isinstance(error, torch.AcceleratorError) or LOST.search(str(error)):
-            raise DeviceLostError(type(error).__name__) from error
         raise

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_PIXELS = 40_000_000  # of one picture or frame
 MIN_SIDE = 3
@@ -90,11 +90,17 @@ class Picture:
         self._turn = _UPRIGHT.get(_orientation(self._image))
         width, height = self._image.size
         check_shape(width, height)
+        self._frame = self._image.tile[0].extents if self._image.format == "GIF" else None
+        _mend_colour_key(self._image)
         is_turned = self._turn in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
         self.width, self.height = (height, width) if is_turned else (width, height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         image = _to_rgb(self._image)
+        if self._frame is not None:  # beside it there is nothing; Pillow paints colour 0
+            mask = Image.new("1", image.size)
+            mask.paste(1, self._frame)
+            image = _on_white(image, mask)
         if self._turn is not None:
             image = image.transpose(self._turn)
         pixels = np.asarray(image)
@@ -112,15 +118,31 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _mend_colour_key(image: ImageFile.ImageFile) -> None:
+    """Pillow holds a PNG's transparent colour, as it is written, against pixels made 8-bit."""
+    key = image.info.get("transparency")
+    rawmode = image.tile[0].args if image.format == "PNG" else None
+    if key is not None and rawmode in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if rawmode == "L;2" else 17)
+    elif key is not None and rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in key)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip to 255
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        grey = Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        key = image.info.get("transparency")
+        return grey if key is None else _on_white(grey, Image.fromarray(deep != key))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
+    return _on_white(image.convert("RGB"), image.getchannel("A"))
+
+
+def _on_white(image: Image.Image, mask: Image.Image) -> Image.Image:
     paper = Image.new("RGB", image.size, (255, 255, 255))
-    paper.paste(image, mask=image.getchannel("A"))
+    paper.paste(image, mask=mask)
     return paper
 
 
@@ -162,6 +184,7 @@ class AvClip:
         self.num_frames = len(times)
         self.fps = _checked_rate(float(stream.average_rate or _rate(times, stream.time_base)))
         self.height, self.width = next(self.frames([0])).shape[:2]
+        check_shape(self.width, self.height)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """Frames in any order; where the end cannot be decoded, the last good frame stands in."""

@@ -97,7 +97,9 @@ class MediaLoader:
         first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
         with self._budget() as budget:
-            return await _together(self._decode, await self._plan(refs, scope, fit, budget))
+            pairs = await self._plan(refs, scope, fit, budget)
+            self._planner.check([planned for _, planned in pairs])
+            return await _together(self._decode, pairs)
 
     async def measure(
         self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None

@@ -141,7 +141,8 @@ def _split_frames(url: str) -> str | list[object]:
     head = "data:video/jpeg;base64,"
     if url[: len(head)].lower() != head:
         return url
-    return [f"data:image/jpeg;base64,{frame}" for frame in url[len(head) :].split(",")]
+    frames = url[len(head) :].split(",", MAX_FRAME_LIST)  # one too many is enough to refuse
+    return [f"data:image/jpeg;base64,{frame}" for frame in frames]
 
 
 def _declared_kind(url: str, kind: MediaKind) -> MediaKind:
@@ -289,6 +290,9 @@ def sniff(data: bytes, param: str) -> Sniffed:
     return found
 
 
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
+
 def _sniff_image(data: bytes) -> Sniffed | None:
     if data.startswith(b"\xff\xd8\xff"):
         return Sniffed("image", "jpeg")
@@ -299,15 +303,7 @@ def _sniff_image(data: bytes) -> Sniffed | None:
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return Sniffed("image", "gif")
     # Two letters are weak magic; the size of the next header makes it strong.
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (
-        12,
-        40,
-        52,
-        56,
-        64,
-        108,
-        124,
-    ):
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return Sniffed("image", "bmp")
     return None
 
@@ -353,20 +349,28 @@ def parse_data_url(ref: MediaRef) -> bytes:
     start = ref.url.find(",") + 1
     if ref.url[max(start - 8, 0) : start].lower() != ";base64,":
         raise _broken_base64(ref)
-    data, was_padded = bytearray(), False
+    data: list[bytes] = []
+    size, was_padded = 0, False
     kind: MediaKind | None = None
     for piece in _quartets(ref.url, start):
         if kind is None:
             kind = sniff(_decode_base64(piece[: HEAD * 4 // 3], ref), ref.param).kind
+            check_size(_least_size(ref.url, start), kind, ref.param)
         elif was_padded:
             raise _broken_base64(ref)
-        check_size(len(data) + len(piece) * 3 // 4 - 2, kind, ref.param)  # 2: there may be padding
-        data += _decode_base64(piece, ref)
+        data.append(_decode_base64(piece, ref))
+        size += len(data[-1])
         was_padded = piece.endswith("=")
+        check_size(size, kind, ref.param)
     if kind is None:
         raise empty_error(ref)
-    check_size(len(data), kind, ref.param)
-    return bytes(data)
+    return b"".join(data)
+
+
+def _least_size(text: str, start: int) -> int:
+    """Of the bytes that base64 from `start` on can be, by its length."""
+    spaces = sum(text.count(space, start) for space in " \t\r\n")
+    return (len(text) - start - spaces) * 3 // 4 - 2
 
 
 def _quartets(text: str, start: int) -> Iterator[str]:

@@ -150,8 +150,9 @@ class Child:
     async def send(self, header: Mapping[str, object], data: bytes) -> None:
         with _distrust():
             self._stdin.write(decode.pack(header))
-            self._stdin.write(data)
-            await self._stdin.drain()
+            for at in range(0, len(data), _CHUNK):  # a copy of all of it would keep the loop busy
+                self._stdin.write(data[at : at + _CHUNK])
+                await self._stdin.drain()
 
     async def receive(self) -> Mapping[str, Any]:
         """The next message's header; `_AnsweredError` if it says no."""

@@ -109,6 +109,10 @@ class Processor:
         """Choose size and frames; `InvalidValueError` when the keys contradict each other."""
         return self._policy.plan(probe, options, param)
 
+    def check(self, media: Many[PlannedMedia]) -> None:
+        """Before they are decoded: `ContextLengthError` where the media alone cannot fit."""
+        self._check_length(0, [self._size(each) for each in media])
+
     def resize(
         self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
     ) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 // is said when the server is not ready.
 
 import { preparePlayground } from "./chat.js";
-import { $, word } from "./dom.js";
+import { $, el, word } from "./dom.js";
 import { prepareLive } from "./live.js";
 import { onServer, server, setKey, watch } from "./server.js";
 import { prepareUse } from "./use.js";
@@ -13,7 +13,7 @@ const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "n
 
 // The key comes in the fragment, which no server and no log sees; it does not stay there either.
 function readAddress() {
-  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  const key = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("key");
   if (key !== null) {
     history.replaceState(null, "", location.pathname + location.search);
     setKey(key);
@@ -52,7 +52,8 @@ function drawNotice() {
   $("notice").hidden = !key;
   $("notice").dataset.state = server.state;
   $("notice").replaceChildren(...(key ? [word("p", key, { phase })] : []));
-  if (isLoading) $("notice").append(progressOf(server.status?.loading));
+  const progress = server.status?.loading?.progress;
+  if (isLoading && progress != null) $("notice").append(progressOf(progress));
 }
 
 function phaseOf(loading) {
@@ -61,12 +62,7 @@ function phaseOf(loading) {
   return progress == null ? name : `${name} ${number(progress * 100)} %`;
 }
 
-function progressOf(loading) {
-  const bar = document.createElement("progress");
-  if (loading?.progress != null) bar.value = loading.progress;
-  bar.setAttribute("aria-label", t("loading"));
-  return bar;
-}
+const progressOf = (value) => el("progress", { value, max: 1, "aria-label": t("loading") });
 
 function drawKeyForm() {
   $("key-form").hidden = !server.isLocked;

@@ -11,6 +11,7 @@ import { knows, number, say, span, t } from "./words.js";
 let turns = []; // {text, media, answer, reply}; one that failed has no answer and is not sent again
 let tray = []; // attachments that wait for their question
 let running = null; // the AbortController of the answer that comes
+let follows = true; // the page is at its end, and stays there
 
 export function preparePlayground() {
   prepareKnobs();
@@ -118,7 +119,8 @@ async function answer(turn) {
   const controller = (running = new AbortController());
   settle();
   announce(t("answering"));
-  scrollDown(true);
+  follows = true;
+  scrollDown();
   try {
     const body = JSON.stringify(await bodyOf(turn));
     reply.curl = () => curl({ origin: origin(), key: server.key, body });
@@ -163,12 +165,16 @@ async function bodyOf(turn) {
   };
 }
 
-/** Stay at the end of the page while somebody is there; go there when `now`. */
-function scrollDown(now = false) {
-  const page = document.scrollingElement;
-  const left = page.scrollHeight - page.scrollTop - innerHeight;
-  if (now || left < 160) page.scrollTop = page.scrollHeight;
+/** Whoever is at the end of the page stays there, whatever grows: text, and pictures as they load. */
+function scrollDown() {
+  const isShown = $("thread").offsetParent !== null; // another view has its own place
+  if (follows && isShown) document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
 }
+new ResizeObserver(scrollDown).observe($("thread"));
+addEventListener("scroll", () => {
+  const page = document.scrollingElement;
+  follows = page.scrollHeight - page.scrollTop - innerHeight < 80;
+});
 
 // An answer as it comes -----------------------------------------------------------------------------
 
@@ -210,7 +216,6 @@ class Reply {
     this.frame = null;
     if (this.thoughts) this.drawThoughts();
     show(this.text, this.content.trim());
-    scrollDown();
   }
 
   /** Open while the model thinks, closed when it answers, unless somebody decides otherwise. */
@@ -236,7 +241,6 @@ class Reply {
     const buttons = el("div.buttons", {}, copyButton(() => this.content, "copyAnswer", true), this.curl ? copyButton(this.curl, "copyCurl", true) : null);
     this.node.append(el("footer", {}, this.stats(reason), buttons));
     announce(this.content || t(`end.${reason}`));
-    scrollDown();
   }
 
   stats(reason) {
@@ -269,6 +273,5 @@ class Reply {
     const detail = error.message ? word("p.detail", "errorDetail", { message: error.message }) : null;
     const button = el("button.quiet", { type: "button", onclick: again }, icon("again"), word("span", "again"));
     this.node.append(el("div.failed", { role: "alert" }, title, detail, button));
-    scrollDown();
   }
 }

@@ -68,7 +68,7 @@ function drawRates(now) {
   const line = svg("polyline", { points: points.join(" "), class: "line", "vector-effect": "non-scaling-stroke" });
   const area = svg("polygon", { points: `${x(0)},80 ${points.join(" ")} 600,80`, class: "area" });
   $("spark").replaceChildren(area, line);
-  const peak = number(Math.max(...rates), most < 10 ? 1 : 0);
+  const peak = number(Math.max(...rates), most > 1 && most < 10 ? 1 : 0);
   say($("peak"), "peak", { n: peak });
   $("spark").setAttribute("aria-label", t("rateLabel", { now: number(now), most: peak }));
 }

@@ -25,13 +25,12 @@ const WORDS = {
   noticeLoading: ["The model is loading: {phase}. Everything here works as soon as it is ready.", "模型加载中：{phase}。就绪后即可使用。"],
   noticeDraining: ["The server is finishing its last answers and takes no new requests. It will be gone in half a minute.", "服务器正在完成最后的回答，不再接受新请求，半分钟内停止。"],
   noticeStalled: ["The engine has not finished a step for a while. If that lasts, restart litevl; its log says what it was doing.", "引擎长时间没有完成一步计算。如果持续如此，请重启 litevl；日志里有最后的动作。"],
-  noticeDead: ["The engine has failed and answers nothing more. Restart litevl; its log says why.", "引擎已失败，不再回答。请重启 litevl，原因见日志。"],
+  noticeDead: ["The engine has failed, and litevl ends. Start it again, if no supervisor does; its log says why.", "引擎已失败，litevl 即将退出。若没有守护进程，请重新启动；原因见日志。"],
   noticeUnreachable: ["The server cannot be reached. If it should be running, its terminal says why it is not. Trying again…", "无法连接服务器。如果它本应在运行，请查看终端里的原因。正在重试……"],
   // what a loading is at; a phase that is not here is shown as the server calls it
   "phase.starting": ["starting", "启动"],
-  "phase.checking": ["checking the machine", "检查机器"],
   "phase.downloading": ["downloading", "下载"],
-  "phase.loading weights": ["reading the weights", "读取权重"],
+  "phase.loading": ["reading the weights", "读取权重"],
   "phase.warming up": ["warming up", "预热"],
   // the key
   keyNeeded: ["This server asks for its API key: the start of litevl named the file that holds it.", "服务器需要 API 密钥：litevl 启动时说明了保存它的文件。"],
