@@ -172,6 +172,10 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbour() -> None:
     assert "holds no config.json" in refusal(model=str(folder))
 
 
+def test_a_revision_of_what_is_no_hubs_is_refused() -> None:
+    assert "only models of a hub have revisions" in refusal(model="demo", revision="v1")
+
+
 def test_modelscope_is_asked_where_the_operator_says_so(
     online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
