@@ -6,6 +6,7 @@ Each test asks through huggingface_hub, whose address and cache are those of the
 import errno
 import io
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.models import hub
 from litevl.progress import Progress, ignore
-from live import ROOT
+from live import ROOT, environment
 
 CHUNK = 2**16
 NAME = "tiny/vlm"
@@ -199,6 +200,23 @@ def test_modelscope_without_its_package_names_the_command(
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(ConfigError, match="pip install modelscope-hub"):
         fetch(Config(model=NAME, use_modelscope=True))
+
+
+def test_info_of_a_mirrors_model_tells_its_commit_and_fetches_no_weights(tmp_path: Path) -> None:
+    """The whole way: HF_ENDPOINT and HF_HOME as an operator sets them."""
+    with serve_hub(Hub(hub.DEMO)) as mirror:
+        variables = {"HF_ENDPOINT": mirror.address, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "litevl", "info", NAME, "--revision", "v1"],
+            cwd=ROOT,
+            env=environment(tmp_path, HF_HUB_OFFLINE="0", **variables),
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"hub           {mirror.address}" in done.stdout
+    assert f"revision      {COMMIT}" in done.stdout
+    assert not any("safetensors" in request for request in mirror.requests)
 
 
 # Progress --------------------------------------------------------------------------------------
