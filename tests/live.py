@@ -66,12 +66,16 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
     try:
         banner = _read_banner(process.stdout)
         # A pipe that nobody reads fills with log lines, and then the server waits for its reader.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
+        lines: list[str] = []
+        reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
+        reader.start()
         yield LiveServer(process, banner, _port(banner))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-        process.stdout.close()
+    reader.join()
+    process.stdout.close()
+    assert not [line for line in lines if KEY in line or ";base64," in line]
     assert process.returncode == 0  # it drained, and nothing hung
 
 
