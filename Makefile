@@ -63,7 +63,7 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 	done
 
 faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of its own
-	@$(BIN)/python tests/media_faults.py 2>/dev/null
+	@SVT_LOG=0 $(BIN)/python tests/media_faults.py
 
 soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
 	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)
