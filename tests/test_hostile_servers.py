@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
 
 import pytest
 
@@ -124,7 +123,7 @@ async def test_the_socket_leads_to_the_address_that_was_checked_and_to_no_other(
     """The name's next answer would be another address, where somebody listens on the same port."""
     seen: list[str] = []
 
-    def noting(answer: Serve) -> Callable[..., object]:
+    def noting(answer: Serve) -> Serve:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             seen.append(writer.get_extra_info("sockname")[0])
             await reader.readuntil(b"\r\n\r\n")
