@@ -34,7 +34,7 @@ OPENINGS = {
     "head": b"GET /health HTTP/1.1\r\nhost: x\r\na: ",
     "body": CHAT + b"content-length: 100000\r\n\r\n{",
     # More than the kernel takes for one that does not read.
-    "reader": b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 150,
+    "reader": b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 100,
 }
 
 
@@ -109,10 +109,13 @@ def _is_over(client: Slow) -> bool:
 
 def be_good(port: int, stop: Any, told: Any) -> None:
     """Ask for an answer and for the server's health once a second, on connections of their own."""
-    good, health, failed = [], [], 0
+    good: list[float] = []
+    health: list[float] = []
+    failed = 0
     body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
     question = CHAT + b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
     state = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    told.send("here")
     while not stop.wait(1.0):
         for request, times in ((question, good), (state, health)):
             began = time.perf_counter()
@@ -143,6 +146,7 @@ def beside(port: int, seconds: float, *, with_slow: bool) -> tuple[dict[str, Any
     stop, (here, there) = spawn.Event(), spawn.Pipe()
     good = spawn.Process(target=be_good, args=(port, stop, there))
     good.start()
+    here.recv()  # on a busy machine it takes its time to begin
     lives: dict[str, list[float]] = {}
     if with_slow:
         lives = hold(port, seconds)

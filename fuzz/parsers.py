@@ -65,7 +65,7 @@ def magic(data: bytes) -> None:
 def head(data: bytes) -> None:
     """A head that passes frames its body in one way; what does not pass is a refusal."""
     connection = StrictConnection(Limits())
-    connection.receive_data(data)
+    connection.receive_data(data or b"a")  # nothing would be the end, told again and again
     try:
         while isinstance(event := connection.next_event(), h11.Event):
             if isinstance(event, h11.Request):
