@@ -14,8 +14,18 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-EYES = ("kind", "own1-4", "own5-9", "box", "glyph")
-WORDS = ("count1-4", "count5-9", "colour", "describe", "box", "read", "clip_describe")
+EYES = ("kind", "place", "own1-4", "own5-9", "box", "glyph", "way")
+WORDS = (
+    "count1-4",
+    "count5-9",
+    "colour",
+    "where",
+    "beside",
+    "describe",
+    "box",
+    "read",
+    "clip_describe",
+)
 
 
 def records(file: Path) -> list[dict[str, Any]]:

@@ -95,8 +95,7 @@ class Run:
         return float(max(0.01, min(warm, left / (1 - self.options.constant))))
 
     def step(self, batch: Batch) -> float:
-        # bfloat16 products are faster; the last fine steps are taken in float32
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.share() > 0.3):
+        with torch.autocast("cpu", torch.bfloat16):
             loss: torch.Tensor = self.speaker(batch)
         for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             optimizer.zero_grad(set_to_none=True)
