@@ -212,7 +212,7 @@ def victims(tiny: TinyServer, fault: Fault, **fields: object) -> dict[str, Any]:
     url = data_url(picture(VICTIM, WIDTH))
     body = bodies(tiny, **fields)[VICTIM] if fault.plant is in_fetch else ask_about(url, "Five?")
     choice = {"choice": ["a"]} if fault.plant in (in_mask, in_grammar) else None
-    more = {"seed": SEED, "structured_outputs": choice, "max_tokens": TOKENS}
+    more: dict[str, Any] = {"seed": SEED, "structured_outputs": choice, "max_tokens": TOKENS}
     if fault.plant is in_detokenizer:
         more["stop"] = [STOP]
     return {**body, **more, **fields}
