@@ -102,7 +102,7 @@ def test_a_curl_call_in_the_documents_shape_is_answered(
     assert head.startswith("HTTP/1.1 200") and "x-litevl-json-repaired:" in head.lower()
     reply = json.loads(text)
     assert reply["choices"][0]["message"]["content"]
-    assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 25
+    assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 36
 
 
 def printed(client: OpenAI, part: Any, question: str) -> str:

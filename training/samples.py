@@ -30,7 +30,7 @@ def sample_scene() -> Scene:
 def sample_clip() -> Clip:
     """A red ball rolls to the right past a green tree."""
     things = (thing("ball", "red", 0.2, 0.72, 0.3), thing("tree", "green", 0.72, 0.3, 0.36))
-    return Clip(Scene(192, 144, MEADOW, things), (Move(0, "right", (0.92, 0.0)),), 12.0, 36)
+    return Clip(Scene(192, 144, MEADOW, things), (Move(0, "right", (0.92, 0.0)),), 12.0, 30)
 
 
 def main(folder: Path) -> None:
