@@ -57,13 +57,14 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 	@FUZZ_RUNS=$${FUZZ_RUNS:-10000} FUZZ_STEPS=$${FUZZ_STEPS:-50} \
 	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
 	@$(BIN)/pip install -q atheris
-	@for target in url data_url magic json_body request answer; do \
+	@for target in url data_url magic head json_body request answer; do \
 	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
 	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
 	done
 
 faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of its own
-	@$(BIN)/python tests/media_faults.py 2>/dev/null
+	@SVT_LOG=0 $(BIN)/python tests/media_faults.py
+	@FAULT_RUNS=$${FAULT_RUNS:-20} $(BIN)/pytest -q tests/test_alone.py tests/test_leaving.py 2>&1 | tail -1
 
 soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
 	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)

@@ -12,6 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import atheris
+import h11
+
+# Before the hooks below: the one of patterns knows none of bytes.
+with atheris.instrument_imports(include=["litevl", "h11"]):
+    from litevl.api.wire import Limits, StrictConnection
 
 # What is compared in C is shown to the fuzzer, too; its stand-in for patterns knows no start.
 atheris.enabled_hooks.add("str")
@@ -55,6 +60,20 @@ def magic(data: bytes) -> None:
         sniff(data, "p")
     except LitevlError as error:
         assert error.code == "unsupported_media_type"
+
+
+def head(data: bytes) -> None:
+    """A head that passes frames its body in one way; what does not pass is a refusal."""
+    connection = StrictConnection(Limits())
+    connection.receive_data(data or b"a")  # nothing would be the end, told again and again
+    try:
+        while isinstance(event := connection.next_event(), h11.Event):
+            if isinstance(event, h11.Request):
+                names = [name for name, _ in event.headers]
+                framing = names.count(b"content-length") + names.count(b"transfer-encoding")
+                assert framing <= 1 and event.http_version in (b"1.0", b"1.1")
+    except h11.RemoteProtocolError:
+        assert connection.fault is None or connection.fault.status in (400, 431)
 
 
 def json_body(data: bytes) -> None:
@@ -110,7 +129,7 @@ def answer(data: bytes) -> None:
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (url, data_url, magic, json_body, request, answer)
+    each.__name__: each for each in (url, data_url, magic, head, json_body, request, answer)
 }
 
 # What to begin with; libFuzzer finds its way from here.
@@ -127,6 +146,11 @@ SEEDS: Mapping[str, tuple[str, ...]] = {
     "url": ("http://a.example:80/b?c=d#e", "https://[2001:db8::1]/", "http://127.0.0.1\\@b/"),
     "data_url": ("iVBORw0KGgoAAAANSUhEUg==", "AAAA\nAAA=", "R0lGODlh"),
     "magic": ("\x89PNG\r\n\x1a\n", "RIFF0000WEBP", "0000ftypisom", "\x1aE\xdf\xa3"),
+    "head": (
+        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}GET / HTTP/1.0\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        "2;a=b\r\n{}\r\n0\r\na: b\r\n\r\n",
+    ),
     "json_body": ('{"a": f"b", "c": [1, 2,],}', '{"a":"\\ud83d\\ude42","b":1e5,"c":null}', _BODY),
     "request": (_BODY, '{"prompt":["a",[1,2]],"logprobs":1,"structured_outputs":{"choice":["a"]}}'),
     "answer": (

@@ -8,6 +8,7 @@ import base64
 import json
 import mimetypes
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"
 CONNECT_S = 5.0  # and no limit on how long an answer takes
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -39,8 +41,9 @@ def ask(options: Namespace) -> int:
     headers = _key_header(options.api_key_file, url)
     try:
         timeout = httpx.Timeout(None, connect=CONNECT_S)
+        is_here = is_loopback(urlsplit(url).hostname or "")  # a proxy would look at home
         with (
-            httpx.Client(timeout=timeout) as client,
+            httpx.Client(timeout=timeout, trust_env=not is_here) as client,
             client.stream(
                 "POST", f"{url}/v1/chat/completions", json=body, headers=headers
             ) as response,
@@ -144,25 +147,34 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def _print(events: Iterator[dict[str, Any]], out: TextIO, err: TextIO) -> int:
-    thinks, last, reason = False, "", None
-    for event in events:
-        for choice in event.get("choices") or ():
+    """Print an answer as it comes; returns the exit code."""
+    end, reason, is_thinking = "", None, False
+    dim, plain = (DIM, PLAIN) if err.isatty() else ("", "")
+    try:
+        for choice in (each for event in events for each in event.get("choices") or ()):
             delta = choice.get("delta") or {}
-            thought = delta.get("reasoning_content") or ""
-            if thought:
-                err.write(thought if thinks or not err.isatty() else DIM + thought)
-                err.flush()
-                thinks = True
-            if text := delta.get("content") or "":
-                if thinks:
-                    err.write(f"{PLAIN if err.isatty() else ''}\n")
-                    thinks = False
-                out.write(text)
-                out.flush()
-                last = text
+            if thought := delta.get("reasoning_content"):
+                _write(err, thought, before="" if is_thinking else dim)
+                is_thinking = True
+            if text := delta.get("content"):
+                if is_thinking:
+                    _write(err, "\n", before=plain)
+                    is_thinking = False
+                _write(out, text, before="")
+                end = text[-1]
             reason = choice.get("finish_reason") or reason
-    if not last.endswith("\n"):
-        out.write("\n")
+    finally:
+        if is_thinking:
+            _write(err, "\n", before=plain)
+    out.write("" if end == "\n" else "\n")
     if reason == "length":
         err.write("(the answer ends here because --max-tokens or the context was reached)\n")
     return 0
+
+
+def _write(stream: TextIO, text: str, before: str) -> None:
+    """What a model says moves no cursor and changes no colour of a terminal."""
+    if stream.isatty():
+        text = CONTROLS.sub("\ufffd", text)
+    stream.write(before + text)
+    stream.flush()

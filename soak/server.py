@@ -90,7 +90,7 @@ def lose_a_file() -> None:
 
 
 def lose_memory() -> None:
-    kept.append(os.urandom(2**18))
+    kept.append(os.urandom(2**22))
 
 
 def lose_a_child() -> None:

@@ -128,6 +128,7 @@ def test_trouble_can_be_read_too(browser: Browser, theme: str) -> None:
         check(page)
         page.locator("#key-field").fill(KEY)
         page.keyboard.press("Enter")
+        rig.service.report("loading", 3, 4)
         expect(page.locator("#notice progress")).to_be_visible()
         page.evaluate("location.hash = '#playground'")
         ask(page, "hi")

@@ -125,6 +125,15 @@ def test_without_keys_nothing_is_asked_for(browser: Browser) -> None:
         expect(code).to_contain_text("curl -N https://vl.example.org/v1/chat/completions")
 
 
+def test_a_page_under_a_strange_name_is_told_why_it_gets_no_answer(browser: Browser) -> None:
+    """Another page could own that name: without a key the server answers as itself only."""
+    with running(api_key=()) as rig:
+        strange = rig.url.replace("127.0.0.1", "litevl.example")
+        with visit(browser, strange, refusals=(403,)) as page:
+            state(page).to_have_text("refused")
+            expect(page.locator("#notice")).to_contain_text("give it a key")
+
+
 def test_live_shows_load_and_the_last_requests_without_their_content(rig: Rig, page: Page) -> None:
     rig.engine.hold(1)
     ask(page, "a secret recipe")

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from hypothesis import settings
 
+from litevl.errors import LitevlError
 from litevl.logs import JsonFormatter
 from live import KEY, OTHER_KEY, LiveServer, serve
 
@@ -18,8 +20,8 @@ settings.register_profile("long", deadline=None, print_blob=True, max_examples=5
 settings.load_profile("litevl")
 
 
-# What tests send, in keys and content: none of it may reach the log.
-CANARIES = (KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "base64,", "iVBORw0KGgo", "/9j/4AAQ")
+# What tests send, in keys and content: none of it may reach the log or an error.
+CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
 LEAK = "held while idle"  # an engine says so when nothing runs and not everything is free
 
@@ -34,15 +36,24 @@ class _Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self._formatter.format(record)
-        if any(canary in line for canary in CANARIES) or LEAK in line:
+        if any(word in line for word in (*CANARIES, "base64,", LEAK)):
             self.found.append(line)
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_a_caller_is_logged_and_nothing_leaks() -> Iterator[None]:
+def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
     watch, logger = _Watch(), logging.getLogger("litevl")
     logger.addHandler(watch)
-    yield
+    begin = LitevlError.__init__
+
+    def noting_begin(self: LitevlError, message: str, **more: Any) -> None:
+        if any(canary in message for canary in CANARIES):
+            watch.found.append(message)
+        begin(self, message, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitevlError, "__init__", noting_begin)
+        yield
     logger.removeHandler(watch)
     assert watch.found == []
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,10 +65,17 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
     assert process.stdout is not None
     try:
         banner = _read_banner(process.stdout)
+        # A pipe that nobody reads fills with log lines, and then the server waits for its reader.
+        lines: list[str] = []
+        reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
+        reader.start()
         yield LiveServer(process, banner, _port(banner))
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.wait()
+    reader.join()
+    process.stdout.close()
+    assert not [line for line in lines if KEY in line or ";base64," in line]
     assert process.returncode == 0  # it drained, and nothing hung
 
 

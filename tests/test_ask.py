@@ -2,11 +2,12 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from litevl.ask import _key_header, _print
 from litevl.cli import main
 from live import KEY, ROOT, LiveServer
 
@@ -58,6 +59,14 @@ def test_stdin_is_a_picture_or_the_question(ask: Ask, monkeypatch: pytest.Monkey
     assert (code, "not both" in said) == (2, True)
 
 
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert ask(SHEEP)[0] == 0
+
+
 def test_an_answer_cut_by_its_limit_says_so_on_stderr(ask: Ask) -> None:
     code, answer, said = ask(PICTURE, SHEEP, "--max-tokens", "1", "--temperature", "0")
     assert (code, bool(answer), "--max-tokens" in said) == (0, True, True)
@@ -104,11 +113,36 @@ def test_the_key_comes_from_the_environment_or_from_the_file_of_this_user(
     assert ask("--api-key-file", str(tmp_path / "elsewhere"), SHEEP)[0] == 0
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def chunks(*deltas: dict[str, str]) -> Iterator[dict[str, object]]:
+    return iter([{"choices": [{"delta": delta}]} for delta in deltas])
+
+
+def test_thoughts_are_dim_beside_the_answer_and_the_terminal_is_left_as_it_was() -> None:
+    out, err = Terminal(), Terminal()
+    thought = [{"reasoning_content": "Hm"}, {"reasoning_content": "m."}]
+    assert _print(chunks(*thought, {"content": "Three."}), out, err) == 0
+    assert (out.getvalue(), err.getvalue()) == ("Three.\n", "\x1b[2mHmm.\x1b[0m\n")
+    err = Terminal()
+    _print(chunks(*thought), out, err)
+    assert err.getvalue().endswith("\x1b[0m\n")
+
+
+def test_an_answer_cannot_steer_the_terminal() -> None:
+    out, pipe = Terminal(), io.StringIO()
+    for stream in (out, pipe):
+        _print(chunks({"content": "\x1b[2J\x07三只羊\n"}), stream, pipe)
+    assert out.getvalue() == "\ufffd[2J\ufffd三只羊\n"
+    assert pipe.getvalue() == "\x1b[2J\x07三只羊\n"  # a pipe gets what was said
+
+
 def test_the_made_key_is_sent_to_this_machine_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from litevl.ask import _key_header
-
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("LITEVL_API_KEY", raising=False)
     monkeypatch.delenv("API_KEY", raising=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kv, limits, overhead, reference, server, ttft
+from benchmarks import bodies, decode, kv, limits, overhead, reference, server, ttft
 from tiny_models import make_checkpoint
 
 QUICK = ["--quick", "--threads", "1"]
@@ -91,6 +91,16 @@ def test_server_streams_a_frame_a_token(last_line: Callable[[], dict[str, Any]])
     for name in ("litevl", "starlette"):
         assert set(figures[name]) == {"1", "16"}
         assert all(rates["frames_s"] >= rates["tokens_s"] > 0 for rates in figures[name].values())
+
+
+def test_bodies_compares_a_stream_beside_bodies_with_one_alone(
+    last_line: Callable[[], dict[str, Any]],
+) -> None:
+    bodies.main(QUICK)
+    figures = last_line()
+    assert figures["benchmark"] == "bodies"
+    assert figures["body_bytes"] > 24e6 and figures["held_cpu_ms"] > 0
+    assert all(figures[name]["frames"] > 0 for name in ("alone", "beside"))
 
 
 def test_the_reference_is_made_once_and_has_its_shape(

@@ -65,7 +65,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.unsent = 0
-        self.is_cut = self.is_closed = False
+        self.is_cut = self.is_closed = self.is_reset = False
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -80,7 +80,8 @@ class Transport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        pass
+        if self.is_reset:
+            raise OSError("the client has reset the connection")
 
     def pause_reading(self) -> None:
         pass
@@ -233,6 +234,16 @@ async def test_a_small_request_sets_no_timer_but_that_of_the_idle_connection_aft
         await one.say(GET)
     assert one.clock.num_set - num_set == 10
     assert len(one.clock.timers) == 1
+
+
+@pytest.mark.anyio
+async def test_who_resets_the_connection_before_a_refusal_is_cut_off() -> None:
+    for sent, wait in ((GET[:5], 10), (POST, 10), (b"nonsense\r\n\r\n", 0)):
+        one = Connection()
+        one.transport.is_reset = True
+        await one.say(sent)
+        one.clock.advance(wait)
+        assert one.transport.is_cut
 
 
 @pytest.mark.anyio

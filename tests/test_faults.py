@@ -309,3 +309,19 @@ def test_what_is_held_at_idle_is_counted_once(
     assert record.levelname == "ERROR"
     with pytest.raises(RuntimeError, match=r"\(2, 0, 0\)"):
         each.check_idle()
+
+
+def test_one_that_was_preempted_can_leave_and_the_other_goes_on() -> None:
+    each = engine(ScriptedRunner(), num_blocks=16)
+    for number in range(2):
+        each.add(request(str(number), length=20, max_tokens=30, token=number))
+    outputs: list[StepOutput] = []
+    while not each.scheduler.num_preemptions:
+        outputs += each.step()
+    (preempted,) = each.scheduler.waiting
+    each.abort(preempted.request_id)
+    while each.num_unfinished:
+        outputs += each.step()
+    each.check_idle()
+    stayed = [output for output in outputs if output.request_id != preempted.request_id]
+    assert tokens(stayed) == list(range(30))

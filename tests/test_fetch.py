@@ -285,7 +285,10 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def sink(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """A raw server that reads a request's head, then does as told."""
 
+    serving: set[asyncio.Task[None] | None] = set()
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         try:
             await reader.readuntil(b"\r\n\r\n")
             await serve(reader, writer)
@@ -297,6 +300,7 @@ async def sink(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     async with server:
         yield server.sockets[0].getsockname()[1]
+    await asyncio.gather(*filter(None, serving))  # the client has hung up: they end
 
 
 def replying(head: str, *body: bytes) -> Serve:
@@ -399,41 +403,19 @@ async def test_the_log_does_not_tell_what_was_fetched(caplog: pytest.LogCaptureF
 # TLS -------------------------------------------------------------------------------------------
 
 # For `pictures.test`, good until 2126, trusted by nobody but this test.
-CERTIFICATE = """
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgf8RpOYhKmWZZVro4
-Ih48oIdhfUWAlajuaulzrL/R3JWhRANCAAS2hguGkZ7nQGEnEtZ8wkpWS75h5q8v
-Wula+nSoQCNY0eJXMFSQOaCcDZHQ/dQvK6jfexjhuv4MX6Vw07n5Q2lQ
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBojCCAUegAwIBAgIUPPPM2DbU1vroKac409CwrlIjboYwCgYIKoZIzj0EAwIw
-GDEWMBQGA1UEAwwNcGljdHVyZXMudGVzdDAgFw0yNjExMjIyMjMxMzVaGA8yMTI2
-MTAyOTIyMzEzNVowGDEWMBQGA1UEAwwNcGljdHVyZXMudGVzdDBZMBMGByqGSM49
-AgEGCCqGSM49AwEHA0IABLaGC4aRnudAYScS1nzCSlZLvmHmry9a6Vr6dKhAI1jR
-4lcwVJA5oJwNkdD91C8rqN97GOG6/gxfpXDTuflDaVCjbTBrMB0GA1UdDgQWBBRN
-+H6c8Qgdwrpjyf24vJTOtjOTmzAfBgNVHSMEGDAWgBRN+H6c8Qgdwrpjyf24vJTO
-tjOTmzAPBgNVHRMBAf8EBTADAQH/MBgGA1UdEQQRMA+CDXBpY3R1cmVzLnRlc3Qw
-CgYIKoZIzj0EAwIDSQAwRgIhAOxexSkGeuAiFr6euW+VBb//rnYB0V4mUX6UBRvl
-MysiAiEAw6QybnRZ9R2U4BbqCD5X8FXcCcqt+NrA4wUlVP4+WwM=
------END CERTIFICATE-----
-"""
+CERTIFICATE = Path(__file__).parent / "tls" / "pictures.pem"
 
 
-def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    path = f"{folder}/certificate.pem"
-    with open(path, "w") as file:
-        file.write(CERTIFICATE)
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    return server, ssl.create_default_context(cafile=path)
+    server.load_cert_chain(CERTIFICATE)
+    return server, ssl.create_default_context(cafile=CERTIFICATE)
 
 
-async def test_a_certificate_is_checked_against_the_name_though_an_address_is_dialled(
-    tmp_path: Path,
-) -> None:
+async def test_a_certificate_is_checked_against_the_name_though_an_address_is_dialled() -> None:
     # In debug mode asyncio reports the handshakes that the client breaks off, as it should.
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-    server, client = tls_contexts(tmp_path)
+    server, client = tls_contexts()
     names: list[str | None] = []
     server.sni_callback = lambda sock, name, context: names.append(name)
     answers = resolver(pictures_test=["127.0.0.1"], other_test=["127.0.0.1"])

@@ -151,6 +151,27 @@ def test_what_cannot_be_enforced_is_refused_in_one_line_that_says_why(
     assert caught.value.param == PARAM
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "http://127.0.0.1:9/canary"},
+        {"$ref": "#/$defs/canary"},
+        {"type": "canary"},
+        {"type": "string", "format": "canary"},
+        {"type": "string", "pattern": "(?=canary)"},
+        {"type": "string", "pattern": "(canary"},
+        {"enum": [], "properties": {"canary": {"not": {"const": "canary"}}}},
+        {"properties": {"canary": {"minimum": "canary"}}, "required": "canary"},
+        {"type": "object", "properties": {"canary": {"$ref": "canary:canary"}}},
+    ],
+    ids=str,
+)
+def test_a_refusal_repeats_nothing_of_the_schema(tiny: Bench, schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        tiny.compile(JsonGrammar(json.dumps(schema)))
+    assert "canary" not in caught.value.message
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "true", '{"items":' * 9000 + "{}" + "}" * 9000])
 def test_what_is_no_schema_is_refused(tiny: Bench, text: str) -> None:
     with pytest.raises(InvalidValueError, match="JSON"):

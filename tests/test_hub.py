@@ -3,8 +3,10 @@
 Each test asks through huggingface_hub, whose address and cache are those of the test.
 """
 
+import errno
 import io
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -12,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from fake_hub import COMMIT, Hub, serve_hub
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.models import hub
 from litevl.progress import Progress, ignore
-from live import ROOT
+from live import ROOT, environment
 
 CHUNK = 2**16
 NAME = "tiny/vlm"
@@ -127,6 +129,16 @@ def test_a_download_larger_than_the_disk_is_not_begun(
     assert not any(each.startswith("GET") and "safetensors" in each for each in online.requests)
 
 
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    online: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    assert "no space left in" in refusal()
+
+
 def test_without_a_network_the_cache_does_or_the_mirror_is_named(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +173,10 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbour() -> None:
     assert "holds no config.json" in refusal(model=str(folder))
 
 
+def test_a_revision_of_what_is_no_hubs_is_refused() -> None:
+    assert "only models of a hub have revisions" in refusal(model="demo", revision="v1")
+
+
 def test_modelscope_is_asked_where_the_operator_says_so(
     online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -184,6 +200,23 @@ def test_modelscope_without_its_package_names_the_command(
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(ConfigError, match="pip install modelscope-hub"):
         fetch(Config(model=NAME, use_modelscope=True))
+
+
+def test_info_of_a_mirrors_model_tells_its_commit_and_fetches_no_weights(tmp_path: Path) -> None:
+    """The whole way: HF_ENDPOINT and HF_HOME as an operator sets them."""
+    with serve_hub(Hub(hub.DEMO)) as mirror:
+        variables = {"HF_ENDPOINT": mirror.address, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "litevl", "info", NAME, "--revision", "v1"],
+            cwd=ROOT,
+            env=environment(tmp_path, HF_HUB_OFFLINE="0", **variables),
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"hub           {mirror.address}" in done.stdout
+    assert f"revision      {COMMIT}" in done.stdout
+    assert not any("safetensors" in request for request in mirror.requests)
 
 
 # Progress --------------------------------------------------------------------------------------

@@ -270,3 +270,15 @@ def test_logprobs_are_of_the_raw_logits_whatever_was_done_to_them() -> None:
     ids, values = zip(*second.logprobs.top, strict=True)
     assert ids == tuple(best.indices.tolist())
     assert values == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_penalties_count_right_in_a_row_that_is_left_and_come_back_to() -> None:
+    """Preempted twice, a sequence may find its first row untouched, and itself longer by then."""
+    each, one = LogitsProcessor(VOCABULARY, 8, CPU), sequence("a", frequency_penalty=1.0)
+    for row in (0, 1, 0):
+        one.row = row
+        changed = torch.zeros(1, VOCABULARY)
+        each.process(changed, [one])
+        assert changed[0, 7].item() == -len(one.output_token_ids)
+        each.count(torch.tensor([7]), [one])
+        one.output_token_ids.append(7)

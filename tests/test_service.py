@@ -213,6 +213,22 @@ async def test_steps_that_a_slow_reader_missed_come_together_and_in_order() -> N
 
 
 @pytest.mark.anyio
+async def test_tokens_that_came_with_an_error_are_told_before_it() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    service, backend = ready(engine)
+    failed = StepOutput(request_id="a", finish_reason=FinishReason.ERROR, error=QueueFullError("x"))
+    with service.generation(backend, sequences("a", "b")) as generation:
+        engine.deliver([token("b", 1), token("a", 1)])
+        engine.deliver([failed, token("b", 2)])
+        assert await generation.take() == [token("b", 1), token("a", 1)]
+        with pytest.raises(QueueFullError):
+            await generation.take()
+    assert engine.aborted == ["b"]
+    await service.stop()
+
+
+@pytest.mark.anyio
 async def test_leaving_a_generation_aborts_what_has_not_ended() -> None:
     engine = FakeEngine()
     engine.hold(1)

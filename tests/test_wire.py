@@ -79,6 +79,8 @@ BAD_HEADS = {
     "a bad chunk size": POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
     "a chunk without its end": POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}}}0\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "a line that ends in LF": GET + b"a: b\ncontent-length: 5\r\n\r\n",
+    "no CR at all": GET.replace(b"\r", b"") + b"\n",
     "two hosts": GET + b"host: y\r\n\r\n",
     "a zero byte": GET + b"a: \0\r\n\r\n",
     "a bare line": GET + b"nothing\r\n\r\n",
@@ -289,6 +291,14 @@ def test_a_silent_connection_makes_room_for_a_new_one_the_longest_first() -> Non
         assert read_health(speaking) == b'{"status":"ready"}'
         rig.engine.release()
         assert busy.recv(13) == b"HTTP/1.1 200 "
+
+
+def test_a_burst_of_silent_connections_keeps_nobody_out() -> None:
+    with running(limits=Limits(connections=4, refused_connections=2)) as rig, ExitStack() as open_:
+        for _ in range(60):
+            open_.enter_context(rig.connect())
+        for _ in range(5):
+            assert httpx.get(f"{rig.url}/health", trust_env=False).status_code == 200
 
 
 NUMBERS = {  # 300

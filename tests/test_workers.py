@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from litevl.errors import MediaError, UnavailableError
 from litevl.media import decode, workers
 from litevl.media.loader import _together
 from litevl.media.workers import Item, Workers
-from media_samples import Pixels, clip, code_of, indices_shown, item, opened, png
+from media_samples import Pixels, clip, code_of, encode, indices_shown, item, opened, png
 
 pytestmark = pytest.mark.anyio
 
@@ -90,17 +91,38 @@ async def test_a_child_may_not_send_more_frames_than_asked(
 # Children --------------------------------------------------------------------------------------
 
 
-async def test_a_killed_child_fails_its_job_and_is_replaced(pool: Workers) -> None:
+@pytest.mark.parametrize("what", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGXCPU"])
+async def test_a_child_that_dies_fails_its_job_and_is_replaced(pool: Workers, what: str) -> None:
     await opened(pool, item(png()))
     (pid,) = pool.pids
     os.kill(pid, signal.SIGSTOP)  # so that the job is under way when the child dies
     job = asyncio.create_task(code_of(pool, item(png())))
     while pool._idle:
         await asyncio.sleep(0)
-    os.kill(pid, signal.SIGKILL)
+    for each in (signal.Signals[what], signal.SIGCONT):
+        os.kill(pid, each)
     assert await job == "image_parse_error"
     await opened(pool, item(png()))
     assert pool.pids and pid not in pool.pids
+    assert not os.path.exists(f"/proc/{pid}")  # not even as a zombie
+
+
+NARROW = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+async def test_what_needs_more_memory_than_a_child_has_is_given_up(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "narrow.py"
+    program.write_text(NARROW.format(path=decode.__file__))
+    monkeypatch.setattr(decode, "__file__", str(program))
+    data = encode(Image.new("RGBA", (6000, 6000)), "PNG", compress_level=1)
+    assert await code_of(pool, item(data)) == "image_parse_error"
+    await opened(pool, item(png()))
 
 
 async def test_a_child_killed_while_idle_harms_nobody(pool: Workers) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 PACKAGE = Path(__file__).parent.parent / "litevl"
+LANGUAGES = (".py", ".js", ".css", ".html")
 GUIDE = {"engine": 2000, "models": 1200, "media": 700, "api": 2200, "root": 600}
 
 
@@ -37,11 +38,13 @@ def functions(source: str) -> list[Function]:
 def main() -> None:
     lines = dict.fromkeys(GUIDE, 0)
     spans: list[tuple[Function, str]] = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(each for each in PACKAGE.rglob("*") if each.suffix in LANGUAGES):
         source = path.read_text(encoding="utf-8")
         place = path.relative_to(PACKAGE)
         room = place.parts[0] if len(place.parts) > 1 else "root"
         lines[room] = lines.get(room, 0) + len(source.splitlines())
+        if path.suffix != ".py":
+            continue
         spans += [(function, place.as_posix()) for function in functions(source)]
 
     print(f"{'room':<10}{'lines':>7}{'guide':>7}")

@@ -101,7 +101,7 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         return JSONResponse({"version": __version__})
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document)
+        return Response(document, media_type="application/json")
 
     async def models(request: Request) -> Response:
         return JSONResponse(model_list(service.ready_backend().card))
@@ -111,7 +111,8 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         return JSONResponse(model_object(card, find_model(card, request.path_params["name"])))
 
     status = StatusEndpoints(config, service, records)
-    document = openapi_document(asks_for_key=bool(config.api_key))
+    # Written once: strangers may ask for it as often as they like.
+    document = JSONResponse(openapi_document(asks_for_key=bool(config.api_key))).body
     tokens = TokenEndpoints(service)
     chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
     return [

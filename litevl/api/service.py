@@ -86,13 +86,18 @@ class Generation:
 
     async def take(self) -> list[StepOutput]:
         """What has come since the last call, to slow readers many steps at once; raises what the
-        engine reports."""
+        engine reports, after what came before it has been taken."""
         outputs = [each for each in await self._mailbox.take() if each.request_id in self._open]
-        for output in outputs:
+        for index, output in enumerate(outputs):
+            error = _error_of(output)
+            if error and index:
+                for rest in outputs[index:]:
+                    self._mailbox.put(rest)
+                return outputs[:index]
             if output.finish_reason:
                 self._open.discard(output.request_id)
                 del self._mailboxes[output.request_id]
-            if error := _error_of(output):
+            if error:
                 raise error
         return outputs
 

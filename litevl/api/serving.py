@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
         """Called by uvicorn's signal handlers, in the main thread."""
         if self._drained_at is not None:
             os._exit(128 + sig)  # decoding children die with their parent
-        _end_after(GONE_S)
+        signal.alarm(GONE_S)
         self.drain()
 
     async def on_tick(self, counter: int) -> bool:
@@ -97,15 +97,12 @@ class Server(uvicorn.Server):
             logger.critical("the engine is stuck: the process ends")
             os._exit(os.EX_SOFTWARE)  # no thread waits for it; decoding children die as well
         if health is Health.DEAD and unwell >= RED_S and not self.should_exit:
-            _end_after(RED_GONE_S)
+            if threading.current_thread() is threading.main_thread():
+                hanging = threading.Timer(RED_GONE_S, os._exit, (os.EX_SOFTWARE,))
+                hanging.daemon = True  # it does not run if nothing hangs
+                hanging.start()
             self.exit_code = os.EX_SOFTWARE
             self.should_exit = True
-
-
-def _end_after(seconds: int) -> None:
-    """The last word, whatever hangs; not where the server is but a thread of somebody's process."""
-    if threading.current_thread() is threading.main_thread():
-        signal.alarm(seconds)
 
 
 def load_certificate(config: Config) -> ssl.SSLContext | None:

@@ -67,6 +67,7 @@ class Phase(Enum):
 
 # A head as it was sent: what frames the body may stand once, and in one plain form.
 _HEAD_END = re.compile(rb"\n\r?\n")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")  # the end of a line to some servers, not to others
 _FRAMING = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\r\n]*", re.I | re.M)
 _PLAIN = re.compile(
     rb"content-length:[ \t]*[0-9]+[ \t]*|transfer-encoding:[ \t]*chunked[ \t]*", re.I
@@ -120,6 +121,8 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
             f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} "
             "bytes here."
         )
+    if _BARE_LINE_FEED.search(head):
+        return InvalidHTTPError("The lines of a head end in CR LF.")
     framing = _FRAMING.findall(head) if end else []
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
         return InvalidHTTPError(
@@ -144,6 +147,7 @@ class GuardedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # uvicorn's tells queries; a request is told by `records.py`
         self.conn: StrictConnection = StrictConnection(self.limits)
         self.connections: set[GuardedProtocol]  # type: ignore[assignment]
         self.phase = Phase.ANSWER  # there is nothing to wait for yet
@@ -164,7 +168,7 @@ class GuardedProtocol(H11Protocol):
         if raw := transport.get_extra_info("socket"):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         surplus = len(self.connections) - self.limits.connections
-        if surplus > 0 and (surplus > self.limits.refused_connections or not self._make_room()):
+        if surplus > 0 and not self._make_room():
             if surplus > self.limits.refused_connections or self.tls:
                 self._cut("too_many_connections")
             else:
@@ -215,6 +219,7 @@ class GuardedProtocol(H11Protocol):
         if silent:
             longest = min(silent, key=lambda each: each.since)
             longest._cut("made_room")
+            self.connections.discard(longest)  # at once: the loop may tell it after many more came
         return bool(silent)
 
     def data_received(self, data: bytes) -> None:
@@ -335,11 +340,15 @@ class GuardedProtocol(H11Protocol):
             self.transport.abort()
             return
         self.transport.write(_as_bytes(error))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._set_read_timer(self.limits.linger_s, self.transport.abort)
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client is gone, and the loop has not heard of it yet
+            self.transport.abort()
+        else:
+            self._set_read_timer(self.limits.linger_s, self.transport.abort)
 
     def _cut(self, why: str) -> None:
         """Close without a word."""

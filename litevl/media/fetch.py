@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
+from urllib.request import getproxies
 
 import httpx
 
@@ -30,6 +31,7 @@ SECONDS: Mapping[MediaKind, float] = {
     "image": 10.0,
     "video": 30.0,
 }  # for everything, redirects included
+CONNECT_S = 5.0  # for one hop, the TLS handshake included
 MAX_REDIRECTS = 3
 MAX_URL = 8192
 MAX_LOOKUPS = 16  # at the same time; a name server that does not answer holds each for seconds
@@ -242,7 +244,9 @@ class Fetcher:
                 "connection": "close",
             },
             # The certificate is checked against the name, though an address is dialled.
-            extensions={"sni_hostname": address.host},
+            # Its own limit, since a handshake that is cancelled would leave its socket to the
+            # garbage collector.
+            extensions={"sni_hostname": address.host, "timeout": {"connect": CONNECT_S}},
         )
         async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
             response = await transport.handle_async_request(request)
@@ -292,9 +296,11 @@ def _refused(ref: MediaRef) -> MediaError:
 
 
 def _failed(ref: MediaRef) -> MediaError:
+    has_proxy = getproxies().keys() & {"http", "https", "all"}
     return MediaError(
         f"{ref.param}: the {NOUN[ref.declared]} could not be downloaded: it must be answered 200,"
-        f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects",
+        f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects"
+        + ("; this server's proxy is not used for that: send a data: URL" if has_proxy else ""),
         param=ref.param,
         code=f"failed_to_download_{ref.declared}",
     )

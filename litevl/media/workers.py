@@ -37,7 +37,7 @@ READERS: Mapping[Format, tuple[str, ...]] = {
     "avi": ("pyav",),
 }
 MAX_HEADER = 2**16
-MAX_FRAMES = 2**31
+MAX_FRAMES = 2**24  # up to here float32, in which frames are chosen, knows every one
 _CHUNK = 2**20
 
 # What a child needs of the environment; keys and tokens stay with the parent.

@@ -261,15 +261,42 @@ def _combines(node: dict[str, Any]) -> bool:
     return "allOf" in combining or len(combining) > 1 or bool(combining and node.keys() & _COMBINED)
 
 
+_QUOTED = re.compile(r"""(['"`])(.*?)\1""")
+_UNSUPPORTED = frozenset(
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    ]
+)
+
+
 def _refusal(reason: str) -> InvalidValueError:
     return InvalidValueError(f"This cannot be enforced: {reason}.")
 
 
 def _reason(error: str) -> str:
-    """One short sentence of llguidance's error: the first, or a heading's verdict."""
+    """One short sentence of llguidance's error, without what it quotes of the caller's schema: the
+    first, or a heading's verdict."""
     if error.startswith("NoExtension"):
         return "nothing satisfies it"
     lines = [line for line in error.splitlines() if line and not line.startswith("<")]
     line = next((line for line in lines if line.startswith("error: ")), (lines or [""])[0])
     prefixes = r"^(at \d+\(\d+\): |failed to compile JSON schema: |error: )+"
-    return re.sub(prefixes, "", line).split(". ")[0][:MAX_REASON]
+    line = re.sub(r"^(Invalid type|Unknown format): .*", r"\1", re.sub(prefixes, "", line))
+    return _QUOTED.sub(_keyword, line).split(". ")[0][:MAX_REASON]
+
+
+def _keyword(quoted: re.Match[str]) -> str:
+    return quoted[0] if quoted[2] in _UNSUPPORTED else "…"

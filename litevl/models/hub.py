@@ -27,6 +27,7 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 SMALL = ["*.json", "*.jinja", "*.txt"]
 WEIGHTS = ["model*.safetensors"]
 WORKERS = 4  # files at a time: what breaks off begins again, so not all at once
+EXAMPLE = "Qwen/Qwen2.5-VL-7B-Instruct"
 KNOWN = (
     "demo",
     "Qwen/Qwen2-VL-2B-Instruct",
@@ -34,7 +35,7 @@ KNOWN = (
     "Qwen/Qwen2-VL-72B-Instruct",
     "Qwen/QVQ-72B-Preview",
     "Qwen/Qwen2.5-VL-3B-Instruct",
-    "Qwen/Qwen2.5-VL-7B-Instruct",
+    EXAMPLE,
     "Qwen/Qwen2.5-VL-32B-Instruct",
     "Qwen/Qwen2.5-VL-72B-Instruct",
     "Qwen/Qwen3-VL-2B-Instruct",
@@ -57,19 +58,9 @@ class Source:
 
 def find(config: Config) -> Source:
     """The folder with the model's small files; raises ConfigError where there is no such model."""
-    model = config.model
-    if model == "demo":
-        return Source(name=model, folder=DEMO)
-    path = Path(model).expanduser()
-    if model.startswith((".", "/", "~")) or path.is_dir():
-        if not (path / "config.json").is_file():
-            what = (
-                "holds no config.json: it is not a model folder"
-                if path.is_dir()
-                else "is no folder"
-            )
-            raise ConfigError(f"{model} {what}{_like(model, _beside(path))}")
-        return Source(name=model, folder=path)
+    model, path = config.model, Path(config.model).expanduser()
+    if model == "demo" or model.startswith((".", "/", "~")) or path.is_dir():
+        return _find_here(config, DEMO if model == "demo" else path)
     if config.use_modelscope:
         return _modelscope(config, SMALL, ignore)
     with _explained(config):
@@ -79,6 +70,20 @@ def find(config: Config) -> Source:
     return Source(
         name=model, folder=Path(folder), hub=constants.ENDPOINT, revision=Path(folder).name
     )
+
+
+def _find_here(config: Config, path: Path) -> Source:
+    model = config.model
+    if config.revision:
+        raise ConfigError(
+            f"--revision {config.revision}: only models of a hub have revisions, and {model} is "
+            "on this machine"
+        )
+    if not (path / "config.json").is_file():
+        what = "holds no config.json" if path.is_dir() else "is no folder"
+        hint = _like(model, _beside(path)) or "; give a model's folder, a hub id, or demo"
+        raise ConfigError(f"{model} {what}{hint}")
+    return Source(name=model, folder=path)
 
 
 def fetch_weights(source: Source, config: Config, report: Report) -> None:
@@ -155,7 +160,7 @@ def _explained(config: Config) -> Iterator[None]:
         raise ConfigError(f"{model} has no revision {config.revision!r} at {hub}") from None
     except errors.HFValidationError:
         raise ConfigError(
-            f"{model!r} is neither a folder nor a hub id such as {KNOWN[5]}{_like(model, KNOWN)}"
+            f"{model!r} is neither a folder nor a hub id such as {EXAMPLE}{_like(model, KNOWN)}"
         ) from None
     except errors.LocalEntryNotFoundError:
         raise ConfigError(_unreachable(model)) from None

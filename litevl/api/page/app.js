@@ -9,7 +9,7 @@ import { prepareUse } from "./use.js";
 import { knows, number, onLanguage, say, speak, switchLanguage, t } from "./words.js";
 
 const VIEWS = ["playground", "use", "live"];
-const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "noticeDead", unreachable: "noticeUnreachable" };
+const TROUBLE = { draining: "noticeDraining", stalled: "noticeStalled", dead: "noticeDead", unreachable: "noticeUnreachable", refused: "noticeRefused" };
 
 // The key comes in the fragment, which no server and no log sees; it does not stay there either.
 function readAddress() {
@@ -30,7 +30,7 @@ function readAddress() {
 }
 
 let told = "";
-let wasLocked = false;
+let demands = 0; // that were answered by putting the cursor into the field
 
 function drawState() {
   const state = server.isLocked ? "locked" : server.state;
@@ -51,7 +51,7 @@ function drawNotice() {
   told = `${key} ${phase}`;
   $("notice").hidden = !key;
   $("notice").dataset.state = server.state;
-  $("notice").replaceChildren(...(key ? [word("p", key, { phase })] : []));
+  $("notice").replaceChildren(...(key ? [word("p", key, { phase, reason: server.reason })] : []));
   const progress = server.status?.loading?.progress;
   if (isLoading && progress != null) $("notice").append(progressOf(progress));
 }
@@ -66,17 +66,15 @@ const progressOf = (value) => el("progress", { value, max: 1, "aria-label": t("l
 
 function drawKeyForm() {
   $("key-form").hidden = !server.isLocked;
-  if (server.isLocked && !wasLocked) {
-    say($("key-why"), server.key ? "keyWrong" : "keyNeeded");
-    $("key-field").value = "";
-    $("key-field").focus();
-  }
-  wasLocked = server.isLocked;
+  if (!server.isLocked || demands === server.demands) return;
+  demands = server.demands;
+  say($("key-why"), server.key ? "keyWrong" : "keyNeeded");
+  $("key-field").value = "";
+  $("key-field").focus();
 }
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  wasLocked = false;
   setKey($("key-field").value);
 });
 $("language").addEventListener("click", switchLanguage);

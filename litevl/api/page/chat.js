@@ -27,7 +27,6 @@ export function preparePlayground() {
     event.preventDefault();
     send();
   });
-  $("attach").addEventListener("keydown", (event) => event.key === "Enter" && $("files").click());
   $("stop").addEventListener("click", () => running?.abort());
   $("new-chat").addEventListener("click", startAnew);
   $("sample-picture").addEventListener("click", () => sample("page/sample.jpg", "sampleQuestion"));

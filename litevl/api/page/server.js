@@ -5,12 +5,14 @@ const KEY = "litevl.key";
 const EVERY_MS = 1000;
 const LOCKED_EVERY_MS = 4000;
 
-/** state: connecting, unreachable, loading, ready, draining, stalled or dead. */
+/** state: connecting, unreachable, refused, loading, ready, draining, stalled or dead. */
 export const server = {
   key: sessionStorage.getItem(KEY) ?? "",
   state: "connecting",
   isLocked: false, // it asks for a key, or for another one
+  demands: 0, // how often it began to, or refused a request
   status: null, // the last /v1/status
+  reason: "", // why it was refused
 };
 const listeners = new Set();
 let timer = 0;
@@ -37,6 +39,7 @@ export function setKey(key) {
 /** A request was refused for its key: another one is asked for. */
 export function lock() {
   server.isLocked = true;
+  server.demands += 1;
   return watch();
 }
 
@@ -46,6 +49,7 @@ export async function watch() {
   const round = ++rounds;
   const seen = await look();
   if (round !== rounds) return; // a newer look began with what is known now: another key, perhaps
+  if (seen.isLocked && !server.isLocked) server.demands += 1;
   Object.assign(server, seen);
   for (const listener of listeners) listener();
   if (document.hidden) return;
@@ -62,7 +66,10 @@ async function look() {
         const status = await answer.json();
         return { state: status.status, status, isLocked: false };
       }
-      if (answer.status !== 401) return { state: "unreachable", status: null };
+      if (answer.status !== 401) {
+        const { error } = await answer.json();
+        return { state: "refused", status: null, reason: error.message };
+      }
     }
     const health = await (await fetch(url("health"), asked)).json();
     return { state: health.status, status: null, isLocked: true };

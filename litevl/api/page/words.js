@@ -17,6 +17,7 @@ const WORDS = {
   connecting: ["connecting", "连接中"],
   unreachable: ["unreachable", "无法连接"],
   locked: ["needs its key", "需要密钥"],
+  refused: ["refused", "被拒绝"],
   loading: ["loading", "加载中"],
   ready: ["ready", "就绪"],
   draining: ["draining", "正在停止"],
@@ -27,6 +28,7 @@ const WORDS = {
   noticeStalled: ["The engine has not finished a step for a while. If that lasts, restart litevl; its log says what it was doing.", "引擎长时间没有完成一步计算。如果持续如此，请重启 litevl；日志里有最后的动作。"],
   noticeDead: ["The engine has failed, and litevl ends. Start it again, if no supervisor does; its log says why.", "引擎已失败，litevl 即将退出。若没有守护进程，请重新启动；原因见日志。"],
   noticeUnreachable: ["The server cannot be reached. If it should be running, its terminal says why it is not. Trying again…", "无法连接服务器。如果它本应在运行，请查看终端里的原因。正在重试……"],
+  noticeRefused: ["The server does not answer this page. It says: {reason}", "服务器不回应本页，它的说明：{reason}"],
   // what a loading is at; a phase that is not here is shown as the server calls it
   "phase.starting": ["starting", "启动"],
   "phase.downloading": ["downloading", "下载"],
