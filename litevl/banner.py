@@ -60,11 +60,15 @@ def _read_or_make(file: Path) -> tuple[str, ...]:
     try:
         if not file.exists():
             write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
-        keys = tuple(file.read_text(encoding="ascii").split())
+        lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file}: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:
         raise ConfigError(f"--api-key-file {file} holds no key; write one a line, or delete it")
+    if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
+        # As keys, the words of a note would let anybody in.
+        raise ConfigError(f"--api-key-file {file} holds more than keys; write one a line, no notes")
     return keys
 
 

@@ -113,6 +113,20 @@ def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert keys.values[0] not in mask(keys.values[0])
 
 
+@pytest.mark.parametrize(
+    "note", ["sk-of-the-lab  # Bob's laptop", "# the lab's", "#lab", "sk-1 sk-2"]
+)
+def test_a_note_in_a_key_file_is_refused_and_no_word_of_it_is_a_key(
+    tmp_path: Path, note: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"\r\n sk-one \r\nsk-two\n{note}\n")
+    with pytest.raises(ConfigError, match="one a line, no notes"):
+        load_keys(Config(api_key_file=str(file)))
+    file.write_text(file.read_text().replace(note, ""))
+    assert load_keys(Config(api_key_file=str(file))).values == ("sk-one", "sk-two")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], []])
 def test_help_is_instant_since_it_imports_nothing_heavy(words: list[str]) -> None:
     heavy = ("torch", "transformers", "numpy", "starlette", "uvicorn", "huggingface_hub")
