@@ -48,9 +48,11 @@ def load_keys(config: Config) -> Keys:
         return Keys(values=())
     file = Path(config.api_key_file).expanduser() if config.api_key_file else None
     values = (_read_or_make(file) if file else ()) + config.api_key
-    if not values and not is_loopback(config.host):
+    # A proxy that serves it elsewhere may call it by this machine's name, as nginx does unasked.
+    way = f"--public-url {config.public_url}" if config.public_url else f"--host {config.host}"
+    if not values and (config.public_url or not is_loopback(config.host)):
         raise ConfigError(
-            f"--host {config.host} is reachable from elsewhere and no key is set: give "
+            f"{way} is reachable from elsewhere and no key is set: give "
             "--api-key-file FILE (made if missing) or LITEVL_API_KEY, or say --no-api-key"
         )
     return Keys(values=values, file=file)

@@ -102,6 +102,9 @@ def test_a_public_address_without_a_key_is_refused() -> None:
         load_keys(Config(host="0.0.0.0"))
     assert load_keys(Config(host="0.0.0.0", no_api_key=True)).values == ()
     assert load_keys(Config(host="127.0.0.1")).values == ()
+    with pytest.raises(ConfigError, match=r"--public-url https://a\.b is .* no key is set"):
+        load_keys(Config(public_url="https://a.b"))
+    assert load_keys(Config(public_url="https://a.b", no_api_key=True)).values == ()
 
 
 def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
