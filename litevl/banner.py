@@ -75,9 +75,10 @@ def _read_or_make(file: Path) -> tuple[str, ...]:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its user can read."""
+    """Write a file that only its user can read: a new one, in nobody else's and through no link."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
 

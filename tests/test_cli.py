@@ -116,6 +116,13 @@ def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert keys.values[0] not in mask(keys.values[0])
 
 
+def test_a_made_key_is_not_written_through_a_link(tmp_path: Path) -> None:
+    file, theirs = tmp_path / "key", tmp_path / "theirs"
+    file.symlink_to(theirs)
+    load_keys(Config(api_key_file=str(file)))
+    assert not theirs.exists() and not file.is_symlink()
+
+
 @pytest.mark.parametrize(
     "note", ["sk-of-the-lab  # Bob's laptop", "# the lab's", "#lab", "sk-1 sk-2"]
 )
