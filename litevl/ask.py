@@ -61,7 +61,9 @@ def ask(options: Namespace) -> int:
         ) from None
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
-        raise ConfigError(f"the server at {url} broke off: {reason}") from None
+        raise ConfigError(f"the server at {url} broke off: {_tame(reason)}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ConfigError(f"the answer of {url} cannot be shown: it is no stream of text") from None
 
 
 # The request -----------------------------------------------------------------------------------
@@ -120,12 +122,12 @@ def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:
     response.read()
     try:
         message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         message = f"{response.status_code} {response.reason_phrase}"
     if response.status_code == 401:
         what = "the key is not one of the server's" if has_key else "the server wants a key"
         return f"{what} ({url}): set LITEVL_API_KEY, or name the server's --api-key-file"
-    return message
+    return _tame(message)
 
 
 # The answer ------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             return
         event = json.loads(data)
         if "error" in event:
-            raise ConfigError(f"the answer broke off: {event['error'].get('message')}")
+            raise ConfigError(f"the answer broke off: {_tame(str(event['error'].get('message')))}")
         yield event
     raise ConfigError("the answer broke off: the server closed the connection")
 
@@ -178,3 +180,8 @@ def _write(stream: TextIO, text: str, before: str) -> None:
         text = CONTROLS.sub("\ufffd", text)
     stream.write(before + text)
     stream.flush()
+
+
+def _tame(reason: str) -> str:
+    """Nor does a server's reason, which is one line wherever it is written."""
+    return CONTROLS.sub("\ufffd", " ".join(reason.split()))

@@ -48,9 +48,11 @@ def load_keys(config: Config) -> Keys:
         return Keys(values=())
     file = Path(config.api_key_file).expanduser() if config.api_key_file else None
     values = (_read_or_make(file) if file else ()) + config.api_key
-    if not values and not is_loopback(config.host):
+    # A proxy that serves it elsewhere may call it by this machine's name, as nginx does unasked.
+    way = f"--public-url {config.public_url}" if config.public_url else f"--host {config.host}"
+    if not values and (config.public_url or not is_loopback(config.host)):
         raise ConfigError(
-            f"--host {config.host} is reachable from elsewhere and no key is set: give "
+            f"{way} is reachable from elsewhere and no key is set: give "
             "--api-key-file FILE (made if missing) or LITEVL_API_KEY, or say --no-api-key"
         )
     return Keys(values=values, file=file)
@@ -60,18 +62,23 @@ def _read_or_make(file: Path) -> tuple[str, ...]:
     try:
         if not file.exists():
             write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
-        keys = tuple(file.read_text(encoding="ascii").split())
+        lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file}: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:
         raise ConfigError(f"--api-key-file {file} holds no key; write one a line, or delete it")
+    if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
+        # As keys, the words of a note would let anybody in.
+        raise ConfigError(f"--api-key-file {file} holds more than keys; write one a line, no notes")
     return keys
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its user can read."""
+    """Write a file that only its user can read: a new one, in nobody else's and through no link."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
 

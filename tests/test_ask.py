@@ -1,8 +1,11 @@
 """`litevl ask` against a live server: what it sends, prints and returns, and its complaints."""
 
 import io
+import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -138,6 +141,53 @@ def test_an_answer_cannot_steer_the_terminal() -> None:
         _print(chunks({"content": "\x1b[2J\x07三只羊\n"}), stream, pipe)
     assert out.getvalue() == "\ufffd[2J\ufffd三只羊\n"
     assert pipe.getvalue() == "\x1b[2J\x07三只羊\n"  # a pipe gets what was said
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Answers every question with `status` and `body`."""
+
+    status: int
+    body: str
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response_only(self.status, "\x1b[31mOdd")
+        self.end_headers()
+        self.wfile.write(self.body.encode())
+
+
+STEER = json.dumps({"error": {"message": "\x1b]0;a\x07\nlitevl: b\x9b2J"}})
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, STEER),
+        (502, "no JSON"),
+        (400, "[" * 10**5),
+        (200, f"data: {STEER}\n\n"),
+        (200, 'data: {"error": "text"}\n\n'),
+        (200, "data: {\n\n"),
+        (200, f"data: {'[' * 10**5}\n\n"),
+        (200, "data: 5\n\n"),
+        (200, "data: [1]\n\n"),
+        (200, 'data: {"choices": [1]}\n\n'),
+        (200, 'data: {"choices": [{"delta": {"content": 5}}]}\n\n'),
+        (200, 'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n'),
+    ],
+)
+def test_whatever_a_server_answers_the_complaint_is_one_line_that_steers_no_terminal(
+    capfd: pytest.CaptureFixture[str], status: int, body: str
+) -> None:
+    handler = type("Handler", (Hostile,), {"status": status, "body": body})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        code = main(["ask", "--url", f"http://127.0.0.1:{server.server_port}", "hi"])
+        thread.join()
+    said = capfd.readouterr().err
+    assert (code, said.count("\n"), said[:8]) == (1, 1, "litevl: ")
+    assert said[:-1].isprintable()
 
 
 def test_the_made_key_is_sent_to_this_machine_only(

@@ -433,8 +433,10 @@ def test_tools_too_long_for_the_context_are_refused_before_they_are_tokenised(
     processor = Rig(make_checkpoint("qwen3_vl", tmp_path)).processor
     monkeypatch.setattr(processor._text, "encode", tokenise)
     long = tool({"type": "function", "function": {"description": "a" * 10**6}})
-    with pytest.raises(ContextLengthError, match="maximum context length"):
-        processor.prepare(Conversation(messages=PLAIN_TALK, tools=(long,)), [])
+    monkeypatch.setattr(processor._text, "count", tokenise)
+    for work in (processor.prepare, processor.measure):
+        with pytest.raises(ContextLengthError, match="maximum context length"):
+            work(Conversation(messages=PLAIN_TALK, tools=(long,)), [])
 
 
 def test_a_prompt_knows_what_its_rendering_knew(tmp_path: Path) -> None:

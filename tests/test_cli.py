@@ -102,6 +102,9 @@ def test_a_public_address_without_a_key_is_refused() -> None:
         load_keys(Config(host="0.0.0.0"))
     assert load_keys(Config(host="0.0.0.0", no_api_key=True)).values == ()
     assert load_keys(Config(host="127.0.0.1")).values == ()
+    with pytest.raises(ConfigError, match=r"--public-url https://a\.b is .* no key is set"):
+        load_keys(Config(public_url="https://a.b"))
+    assert load_keys(Config(public_url="https://a.b", no_api_key=True)).values == ()
 
 
 def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
@@ -111,6 +114,27 @@ def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     assert load_keys(Config(api_key_file=str(file))) == keys
     assert keys.values[0] not in mask(keys.values[0])
+
+
+def test_a_made_key_is_not_written_through_a_link(tmp_path: Path) -> None:
+    file, theirs = tmp_path / "key", tmp_path / "theirs"
+    file.symlink_to(theirs)
+    load_keys(Config(api_key_file=str(file)))
+    assert not theirs.exists() and not file.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "note", ["sk-of-the-lab  # Bob's laptop", "# the lab's", "#lab", "sk-1 sk-2"]
+)
+def test_a_note_in_a_key_file_is_refused_and_no_word_of_it_is_a_key(
+    tmp_path: Path, note: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"\r\n sk-one \r\nsk-two\n{note}\n")
+    with pytest.raises(ConfigError, match="one a line, no notes"):
+        load_keys(Config(api_key_file=str(file)))
+    file.write_text(file.read_text().replace(note, ""))
+    assert load_keys(Config(api_key_file=str(file))).values == ("sk-one", "sk-two")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], []])

@@ -26,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "open-too.png").write_bytes(png())
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     (inside / "way").symlink_to(tmp_path)
+    (inside / "ring.png").symlink_to("ring.png")
     os.mkfifo(inside / "pipe.png")
     return inside
 
@@ -60,6 +61,7 @@ async def test_a_file_of_the_folder_is_a_picture(
     [
         "../secret.png", "%2e%2e/secret.png", "sub/../../secret.png", "link.png", "way/secret.png",
         "../open-too.png", "missing.png", "sub", "", "pipe.png", "a%00.png",
+        "ring.png", "ring.png/c.png",
         "/etc/passwd", "../../../../../../etc/passwd",
     ],
 )  # fmt: skip
@@ -70,6 +72,17 @@ async def test_what_lies_elsewhere_or_is_no_file_is_refused_alike(
         await loader.load([reference(f"file://{folder}/{path}")])
     assert caught.value.code == "invalid_image_url"
     assert str(folder) not in caught.value.message
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("detour", ["/etc/..", "/nothing/.."])
+async def test_whether_something_exists_elsewhere_is_not_told_by_a_way_through_it(
+    loader: MediaLoader, folder: Path, detour: str
+) -> None:
+    assert await loader.load([reference(f"file://{detour}{folder}/a%20b.png")])
+    with pytest.raises(MediaError) as caught:
+        await loader.load([reference(f"file:///proc/self/root{folder}/a%20b.png")])
+    assert caught.value.code == "invalid_image_url"
 
 
 @pytest.mark.anyio

@@ -80,6 +80,7 @@ BAD_HEADS = {
     "a chunk without its end": POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}}}0\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "a line that ends in LF": GET + b"a: b\ncontent-length: 5\r\n\r\n",
+    "a line that goes on": GET + b"a: b\r\n\ttransfer-encoding: chunked\r\n\r\n",
     "no CR at all": GET.replace(b"\r", b"") + b"\n",
     "two hosts": GET + b"host: y\r\n\r\n",
     "a zero byte": GET + b"a: \0\r\n\r\n",

@@ -67,7 +67,8 @@ class Phase(Enum):
 
 # A head as it was sent: what frames the body may stand once, and in one plain form.
 _HEAD_END = re.compile(rb"\n\r?\n")
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")  # the end of a line to some servers, not to others
+# To some servers the end of a line, or a header of its own; to others not.
+_ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _FRAMING = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\r\n]*", re.I | re.M)
 _PLAIN = re.compile(
     rb"content-length:[ \t]*[0-9]+[ \t]*|transfer-encoding:[ \t]*chunked[ \t]*", re.I
@@ -121,8 +122,8 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
             f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} "
             "bytes here."
         )
-    if _BARE_LINE_FEED.search(head):
-        return InvalidHTTPError("The lines of a head end in CR LF.")
+    if _ODD_LINE.search(head):
+        return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
     framing = _FRAMING.findall(head) if end else []
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
         return InvalidHTTPError(

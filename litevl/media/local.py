@@ -1,7 +1,7 @@
 """file:// URLs -> bytes, from the one folder that the operator opened.
 
-`loader.py` calls `LocalFiles.read` in a thread. Neither `..` nor a link leads out of the folder;
-who can write into it is trusted. Knows nothing of decoding.
+`loader.py` calls `LocalFiles.read` in a thread. Neither `..` nor a link leads out of the folder,
+and nothing tells what exists elsewhere; who can write into it is trusted. Knows no decoding.
 """
 
 import os
@@ -23,13 +23,14 @@ class LocalFiles:
 
     def __init__(self, folder: str | None) -> None:
         self._folder = Path(folder).resolve() if folder else None
+        self._spelled = Path(folder).absolute() if folder else None  # perhaps a link to it
 
     def read(self, ref: MediaRef) -> bytes:
         """All of a file. `MediaError` invalid_*_url wherever it is not a readable file of the
         folder, and those of `sniff` and `check_size`."""
         try:
             descriptor = self._open(ref.url)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # the last: links in a circle, in Python 3.11
             raise _refused(ref) from None
         with open(descriptor, "rb") as file:
             head = file.read(HEAD)
@@ -44,7 +45,11 @@ class LocalFiles:
         parts = urlsplit(url)
         if self._folder is None or parts.netloc not in ("", "localhost"):
             raise ValueError
-        path = Path(unquote(parts.path)).resolve(strict=True)
+        # `..` by the letter first: a way through elsewhere would tell what exists there.
+        spelled = Path(os.path.normpath(unquote(parts.path)))
+        if not any(spelled.is_relative_to(each) for each in (self._folder, self._spelled) if each):
+            raise ValueError
+        path = spelled.resolve(strict=True)
         if not path.is_relative_to(self._folder):
             raise ValueError
         # Not blocking: a pipe in the folder must not hold the thread.

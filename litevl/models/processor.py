@@ -175,6 +175,8 @@ class Processor:
         `ContextLengthError` where the text alone cannot fit, before it is looked at.
         """
         self._check_length(self._text.least_tokens(conversation), [])
+        rendered = self._text.render(conversation, media)
+        self._check_length(rendered.least_tokens, [])  # with the tools, before the slowest
         sized = [self._size(media[p.index]) for p in _media_parts(conversation.messages)]
         rest = iter(sized)
         message_tokens = []
@@ -184,7 +186,7 @@ class Processor:
             count = sum(map(self._text.count, texts)) + sum(each.num_tokens for each in pictures)
             message_tokens.append(count)
         return PromptSize(
-            token_ids=self._encode(self._text.render(conversation, media), sized),
+            token_ids=self._encode(rendered, sized),
             message_tokens=tuple(message_tokens),
             media=tuple(MediaSize(grid=each.grid, num_tokens=each.num_tokens) for each in sized),
         )

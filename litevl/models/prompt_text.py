@@ -90,7 +90,7 @@ class PromptText:
         ids: list[int] = []
         for piece, typed in rendered.cut.split(expand(rendered.text)):
             tokenizer = self._plain_tokenizer if typed else self.tokenizer
-            ids += tokenizer.encode(piece, add_special_tokens=False).ids
+            ids += _ids(tokenizer, piece)
         return ids
 
     def least_tokens(self, conversation: Conversation) -> int:
@@ -105,12 +105,11 @@ class PromptText:
 
     def count(self, text: str) -> int:
         """Tokens of a text without control tokens."""
-        return len(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(_ids(self._plain_tokenizer, text))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text that is a whole prompt: control tokens in it are meant."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self.tokenizer, text)
 
     def decode(self, token_ids: Many[int]) -> str:
         """The text of tokens, control tokens by their names."""
@@ -170,6 +169,13 @@ class _Cut:
         return [
             (self._stretches[int(p)] if t else p, t) for p, t in zip(pieces, typed, strict=True)
         ]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """As a batch of one: a text encoded by itself holds the interpreter, for seconds if long."""
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _copy(backend: Tokenizer, **changes: Any) -> Tokenizer:
