@@ -429,6 +429,20 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(rig: Rig) 
         short.prepare(said(Message(role="user", parts=parts)), media)
 
 
+def test_a_prompt_whose_clips_just_fit_is_taken(rig: Rig, clip_file: Path) -> None:
+    """What is written around their frames was estimated, and too high, so that even what
+    `media_fit` had shrunk to the room left was refused."""
+    turns = conversations(clip_file)["mixed"]
+    prompt, media = ours(rig, turns)
+    parts: list[TextPart | MediaPart] = []
+    for content in turns[0][1]:
+        index = sum(isinstance(part, MediaPart) for part in parts)
+        parts.append(TextPart(content) if isinstance(content, str) else MediaPart(index))
+    exact = rig.load(Config(), max_model_len=len(prompt) + 1)
+    told = said(Message(role="user", parts=tuple(parts)))
+    assert len(exact.prepare(told, media)) == len(prompt)
+
+
 def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(rig: Rig) -> None:
     _, media = ours(rig, [("user", (picture(1, 300, 300),))])
     pixelless = [replace(media[0], frames=np.zeros((0, 0, 0, 3), np.uint8))] * 500
