@@ -64,7 +64,8 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 
 faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of its own
 	@SVT_LOG=0 $(BIN)/python tests/media_faults.py
-	@FAULT_RUNS=$${FAULT_RUNS:-20} $(BIN)/pytest -q tests/test_alone.py tests/test_leaving.py 2>&1 | tail -1
+	@out=$$(FAULT_RUNS=$${FAULT_RUNS:-20} $(BIN)/pytest -q tests/test_alone.py tests/test_leaving.py 2>&1); \
+	failed=$$?; [ $$failed -eq 0 ] && echo "$$out" | tail -1 || echo "$$out"; exit $$failed
 
 soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
 	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)

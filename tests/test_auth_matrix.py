@@ -139,7 +139,13 @@ def test_make_serve_shows_the_key_to_nobody_who_lists_processes(tmp_path: Path) 
     )
     program.chmod(0o755)
     done = subprocess.run(
-        ["make", "serve", f"BIN={tmp_path}", f"INSTALLED={tmp_path}/installed"],
+        [
+            "make",
+            "--no-print-directory",
+            "serve",
+            f"BIN={tmp_path}",
+            f"INSTALLED={tmp_path}/installed",
+        ],
         cwd=ROOT,
         env=os.environ | {"API_KEY": "sk-canary-in-no-list"},
         capture_output=True,

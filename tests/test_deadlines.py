@@ -204,6 +204,7 @@ async def test_a_reader_is_kept_while_it_takes_anything() -> None:
         assert not one.transport.is_cut
     one.clock.advance(60)
     assert one.transport.is_cut
+    one.leave()  # as the transport would tell: or the application waits for its reader for ever
 
 
 @pytest.mark.anyio

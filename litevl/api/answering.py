@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from collections.abc import Sequence as Many
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -109,9 +109,9 @@ async def answer(
 ) -> None:
     """Have the body accepted and answered, unless the client hangs up before."""
     backend = service.ready_backend()
-    body = await read_body(scope, receive)
-    with service.admission.enter(scope):
-        accepting = accept(backend, body, scope)
+    # The body is handed on and not kept: the model may answer for minutes.
+    accepting = accept(backend, await read_body(scope, receive), scope)
+    with closing(accepting), service.admission.enter(scope):
         await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))
 
 
