@@ -418,29 +418,16 @@ def test_fps_and_max_frames_of_the_server_cap_what_a_clip_asks(rig: Rig) -> None
     assert len(slow.plan(probe, MediaOptions(nframes=100), "p").frame_indices) == 6
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(rig: Rig) -> None:
-    prompt, media = ours(rig, [("user", (picture(1, 300, 300), "What?"))])
-    parts = (MediaPart(0), TextPart("What?"))
+def test_a_prompt_that_just_fits_is_taken_a_longer_one_refused(rig: Rig, clip_file: Path) -> None:
+    """What stands around a clip's frames was estimated, and too high."""
+    prompt, media = ours(rig, [("user", (picture(1, 300, 300), clip_file, "What?"))])
+    parts = (MediaPart(0), MediaPart(1), TextPart("What?"))
     exact = rig.load(Config(), max_model_len=len(prompt) + 1)
     assert len(exact.prepare(said(Message(role="user", parts=parts)), media)) == len(prompt)
     short = rig.load(Config(), max_model_len=len(prompt))
     numbers = f"needs at least {len(prompt)} and {len(prompt) - 1} fit"
     with pytest.raises(ContextLengthError, match=numbers):
         short.prepare(said(Message(role="user", parts=parts)), media)
-
-
-def test_a_prompt_whose_clips_just_fit_is_taken(rig: Rig, clip_file: Path) -> None:
-    """What is written around their frames was estimated, and too high, so that even what
-    `media_fit` had shrunk to the room left was refused."""
-    turns = conversations(clip_file)["mixed"]
-    prompt, media = ours(rig, turns)
-    parts: list[TextPart | MediaPart] = []
-    for content in turns[0][1]:
-        index = sum(isinstance(part, MediaPart) for part in parts)
-        parts.append(TextPart(content) if isinstance(content, str) else MediaPart(index))
-    exact = rig.load(Config(), max_model_len=len(prompt) + 1)
-    told = said(Message(role="user", parts=tuple(parts)))
-    assert len(exact.prepare(told, media)) == len(prompt)
 
 
 def test_a_prompt_too_long_by_its_media_alone_is_refused_before_pixels_are_made(rig: Rig) -> None:
