@@ -160,6 +160,8 @@ def test_what_cannot_be_enforced_is_refused_in_one_line_that_says_why(
         {"type": "string", "format": "canary"},
         {"type": "string", "pattern": "(?=canary)"},
         {"type": "string", "pattern": "(canary"},
+        {"type": "string", "pattern": "canary[^\\s\\S]"},
+        {"type": "string", "pattern": "^canary$", "minLength": 50},
         {"enum": [], "properties": {"canary": {"not": {"const": "canary"}}}},
         {"properties": {"canary": {"minimum": "canary"}}, "required": "canary"},
         {"type": "object", "properties": {"canary": {"$ref": "canary:canary"}}},

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import body
 from litevl.api import json_body
 from litevl.api.json_body import (
     MAX_CONTAINERS,
@@ -16,6 +17,7 @@ from litevl.api.json_body import (
     JSONBody,
     parse_json,
 )
+from litevl.api.protocol import ChatCompletionRequest
 from litevl.errors import InvalidJSONError, InvalidValueError, LitevlError
 
 BOTH_SLIPS = """{
@@ -201,3 +203,25 @@ def test_how_much_a_body_holds_is_bounded(member: str) -> None:
 def test_a_body_of_very_many_strings_is_not_repaired() -> None:
     assert parse_json(b'{"a": [' + b'"",' * (MAX_QUOTES // 2 - 1) + b"]}").slips
     json_error('{"a": [' + '"",' * (MAX_QUOTES // 2) + "]}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        r'{"a": "\ud800"}',
+        r'{"\udc00": 1}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": [1,]}',
+        '{"a": 1, "a": 2}',
+        '{"a":' * 200 + "1" + "}" * 200,
+    ],
+)
+def test_arguments_of_earlier_calls_are_read_as_strictly_as_bodies(arguments: str) -> None:
+    """Half a character in them was a 500: it could not be tokenised."""
+    call = {"function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "tool_calls": [call]}
+    param = "messages[0].tool_calls[0].function.arguments"
+    with pytest.raises(InvalidValueError) as caught:
+        ChatCompletionRequest.parse(body(messages=[message]))
+    assert caught.value.param == param

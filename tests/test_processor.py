@@ -418,9 +418,10 @@ def test_fps_and_max_frames_of_the_server_cap_what_a_clip_asks(rig: Rig) -> None
     assert len(slow.plan(probe, MediaOptions(nframes=100), "p").frame_indices) == 6
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(rig: Rig) -> None:
-    prompt, media = ours(rig, [("user", (picture(1, 300, 300), "What?"))])
-    parts = (MediaPart(0), TextPart("What?"))
+def test_a_prompt_that_just_fits_is_taken_a_longer_one_refused(rig: Rig, clip_file: Path) -> None:
+    """What stands around a clip's frames was estimated, and too high."""
+    prompt, media = ours(rig, [("user", (picture(1, 300, 300), clip_file, "What?"))])
+    parts = (MediaPart(0), MediaPart(1), TextPart("What?"))
     exact = rig.load(Config(), max_model_len=len(prompt) + 1)
     assert len(exact.prepare(said(Message(role="user", parts=parts)), media)) == len(prompt)
     short = rig.load(Config(), max_model_len=len(prompt))

@@ -156,6 +156,8 @@ def test_a_chat_field_in_its_range_is_read(
         ("logit_bias", [1]),
         ("logit_bias", {"-1": 1}),
         ("logit_bias", {"a": 1}),
+        ("logit_bias", {"1": 1, "01": 2}),  # one token under two names
+        ("logit_bias", {"1\n": 1}),
         ("logit_bias", {"1": 101}),
         ("logit_bias", {"1": float("nan")}),
         ("logit_bias", {str(i): 1 for i in range(1025)}),

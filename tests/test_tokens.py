@@ -54,6 +54,13 @@ def test_text_becomes_ids_and_ids_text(rig: Rig) -> None:
     assert post(rig, "/detokenize", tokens=[*told["tokens"], EOS]).json() == {"prompt": "hi é"}
 
 
+def test_an_id_that_no_token_has_is_refused_and_not_dropped(rig: Rig) -> None:
+    """It was left out of the text without a word."""
+    assert_error(post(rig, "/detokenize", tokens=[104, 258]), 400, "invalid_value", "tokens")
+    assert post(rig, "/detokenize", tokens=[104, 257]).status_code == 200
+    assert post(rig, "/detokenize", tokens=[]).json() == {"prompt": ""}
+
+
 def test_an_empty_text_has_no_tokens(rig: Rig) -> None:
     """It was a 400: a client that counts tokens of what it has would stumble."""
     assert post(rig, "/tokenize", prompt="").json()["tokens"] == []

@@ -3,7 +3,6 @@
 Called by `protocol.py`; `media/sources.py` reads the media parts. Knows no chat template.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -24,6 +23,8 @@ from litevl.api.fields import (
     text,
     unsupported,
 )
+from litevl.api.json_body import parse_json
+from litevl.errors import InvalidJSONError, InvalidValueError
 from litevl.media.sources import PART_SCHEMAS, parse_part
 from litevl.sequence import MediaOptions, MediaPart, MediaRef, Message, TextPart, ToolCall
 
@@ -126,13 +127,17 @@ def _arguments(value: object, param: str) -> str:
         return json_text(value)
     if value == "":
         return "{}"
-    try:
-        parsed = json.loads(value) if isinstance(value, str) else None
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(value, str) or not isinstance(parsed, dict):
+    if not isinstance(value, str) or not _is_object(value):
         refuse(param, "the text of a JSON object")
     return value
+
+
+def _is_object(value: str) -> bool:
+    """Read as strictly as the body around it: the template writes it out again."""
+    try:
+        return not parse_json(value.encode()).slips
+    except (InvalidJSONError, InvalidValueError):
+        return False
 
 
 _CALLED = ObjectOf({"name": text, "arguments": _arguments}, required=("name",))

@@ -3,6 +3,7 @@
 Called by `protocol.py`. Knows neither messages nor prompts.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -123,12 +124,13 @@ def _stop(value: object, param: str) -> tuple[str, ...]:
 
 
 _bias = Number(-100, 100)
+_TOKEN_ID = re.compile(r"^(0|[1-9][0-9]{0,8})$")  # one name for each, or one would be named twice
 
 
 @described(
     {
         "type": "object",
-        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "propertyNames": {"pattern": _TOKEN_ID.pattern},
         "maxProperties": MAX_BIASES,
         "additionalProperties": _bias.schema,
     }
@@ -137,7 +139,7 @@ def _logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]:
     biases = json_object(value, param)
     if len(biases) > MAX_BIASES:
         refuse(param, f"an object of at most {MAX_BIASES} token ids")
-    if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in biases):
+    if not all(map(_TOKEN_ID.fullmatch, biases)):
         refuse(param, "an object whose names are token ids")
     return tuple((int(token), _bias(bias, f"{param}.{token}")) for token, bias in biases.items())
 

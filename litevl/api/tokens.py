@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from litevl.api.auth import caller_of
 from litevl.api.exchange import find_model, parse_body, read_body
-from litevl.api.fields import JSONObject
+from litevl.api.fields import JSONObject, refuse
 from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -78,6 +78,8 @@ class TokenEndpoints:
     async def _detokenize(self, backend: Backend, body: bytes, scope: Scope) -> JSONObject:
         asked = await parse_body(body, scope, DetokenizeRequest.parse)
         find_model(backend.card, asked.model)
+        if max(asked.tokens, default=0) >= backend.card.vocab_size:
+            refuse("tokens", f"made of token ids below {backend.card.vocab_size}")
         decode = partial(backend.preprocessor.decode, asked.tokens)
         return {"prompt": await self._service.in_worker(decode)}
 

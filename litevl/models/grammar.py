@@ -294,7 +294,9 @@ def _reason(error: str) -> str:
     lines = [line for line in error.splitlines() if line and not line.startswith("<")]
     line = next((line for line in lines if line.startswith("error: ")), (lines or [""])[0])
     prefixes = r"^(at \d+\(\d+\): |failed to compile JSON schema: |error: )+"
-    line = re.sub(r"^(Invalid type|Unknown format): .*", r"\1", re.sub(prefixes, "", line))
+    line = re.sub(
+        r"(Invalid type|Unknown format|Regex is empty): .*", r"\1", re.sub(prefixes, "", line)
+    )
     return _QUOTED.sub(_keyword, line).split(". ")[0][:MAX_REASON]
 
 

@@ -249,10 +249,8 @@ class Processor:
         return np.array(ids, dtype=np.int64)
 
     def _text_tokens(self, rendered: Rendered, sized: Many[_Sized]) -> int:
-        """All but the media's own tokens, counted while each still is one placeholder."""
-        pairs = sum(each.grid[0] for each in _of_kind(sized, "video"))
-        text_tokens = len(self._text.encode(rendered, lambda text: text)) - len(sized)
-        return text_tokens + pairs * self._policy.pair_overhead
+        """All but what the media become, counted while each still is one placeholder."""
+        return len(self._text.encode(rendered, lambda text: text)) - len(sized)
 
     def _within(self, media: PlannedMedia, max_tokens: int) -> PlannedMedia:
         policy = self._policy.within(max_tokens, media.probe)
