@@ -163,13 +163,13 @@ def test_the_sample_picture_is_answered_and_drawn_over_with_what_was_seen(page: 
     wait_for_end(page)
     expect(last_answer(page)).to_contain_text("3")
     figure = page.locator("figure.seen.image")
-    expect(figure).to_contain_text("Seen at 192 × 160 of 512 × 400")
-    expect(figure).to_contain_text("6 × 5 cells, 30 tokens, scale 0.38")
+    expect(figure).to_contain_text("Seen at 224 × 160 of 512 × 400")
+    expect(figure).to_contain_text("7 × 5 cells, 35 tokens, scale 0.44")
     assert figure.evaluate("(node) => getComputedStyle(node.querySelector('.grid')).opacity") == "1"
     page.get_by_role("button", name="Hide what the model saw").click()
     assert figure.evaluate("(node) => getComputedStyle(node.querySelector('.grid')).opacity") == "0"
     stats = page.locator(".stats")
-    for words in ("First token", "tokens/s", "58 % media", "complete"):
+    for words in ("First token", "tokens/s", "61 % media", "complete"):
         expect(stats).to_contain_text(words)
 
 
@@ -193,13 +193,13 @@ def test_a_clip_is_answered_and_its_seen_frames_are_shown(page: Page) -> None:
     page.get_by_role("button", name="Try the sample clip").click()
     wait_for_end(page)
     figure = page.locator("figure.seen.video")
-    expect(figure).to_contain_text("6 frames, 2.0 a second, of a clip of 3.0 s")
-    expect(figure.locator(".film li.drawn")).to_have_count(6)
+    expect(figure).to_contain_text("4 frames, 1.6 a second, of a clip of 2.5 s")
+    expect(figure.locator(".film li.drawn")).to_have_count(4)
     centres = figure.locator("canvas").evaluate_all(
         "(all) => all.map((each) => each.getContext('2d')"
         ".getImageData(0, 0, each.width, each.height).data.join())"
     )
-    assert len(set(centres)) == 6  # the ball moves
+    assert len(set(centres)) == 4  # the ball moves
 
 
 def test_a_second_question_knows_the_first_and_a_new_chat_does_not(page: Page) -> None:

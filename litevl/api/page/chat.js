@@ -12,6 +12,7 @@ let turns = []; // {text, media, answer, reply}; one that failed has no answer a
 let tray = []; // attachments that wait for their question
 let running = null; // the AbortController of the answer that comes
 let follows = true; // the page is at its end, and stays there
+let top = 0; // where it was scrolled to
 
 export function preparePlayground() {
   prepareKnobs();
@@ -171,8 +172,11 @@ function scrollDown() {
 }
 new ResizeObserver(scrollDown).observe($("thread"));
 addEventListener("scroll", () => {
+  // Told late, when a fast answer has grown beyond the end again: only who goes up stops following.
   const page = document.scrollingElement;
-  follows = page.scrollHeight - page.scrollTop - innerHeight < 80;
+  const isAtEnd = page.scrollHeight - page.scrollTop - innerHeight < 80;
+  follows = isAtEnd || (follows && page.scrollTop >= top);
+  top = page.scrollTop;
 });
 
 // An answer as it comes -----------------------------------------------------------------------------
