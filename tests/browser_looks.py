@@ -151,10 +151,10 @@ def test_language_and_theme_are_switched_and_remembered(browser: Browser, rig: R
 
 
 def test_who_wants_no_motion_gets_none(browser: Browser) -> None:
-    for motion, count in (("reduce", 0), ("no-preference", 1)):
+    for motion, moves in (("reduce", False), ("no-preference", True)):
         with (
             running(is_loaded=False) as rig,
             visit(browser, rig.url, key=KEY, reduced_motion=motion) as page,
         ):
             expect(page.locator("#state-word")).to_have_text("loading")
-            assert page.evaluate("document.getAnimations().length") == count
+            assert page.evaluate("document.getAnimations().length > 0") == moves
