@@ -165,8 +165,12 @@ def singles(scene: Scene) -> list[Thing]:
 
 
 def where(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
-    """In which part of the picture each single thing is."""
+    """In which part of the picture each single thing is, rarely one that is not there."""
     turns = []
+    if rng.random() < 0.1:
+        absent = str(rng.choice([kind for kind in KIND_NAMES if not scene.count(kind)]))
+        asked = choose(rng, lang, WHERE_EN, WHERE_ZH).format(n=noun(absent, 1, lang))
+        turns.append((asked, no_such(absent, lang)))
     for thing in singles(scene):
         place, name = place_of(thing, scene), noun(thing.kind, 1, lang)
         if place:
