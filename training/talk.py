@@ -207,7 +207,8 @@ def beside(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
 
 
 def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
-    """Is it this many, is it this colour? Yes or no, and how it is."""
+    """Is it this many, is it this colour? How it is, and whether that is what was asked: the other
+    way round the model would have to know both at its first word, and never learned to."""
     groups = scene.groups()
     if not groups:
         return []
@@ -221,7 +222,7 @@ def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
             f"{'Is' if said == 1 else 'Are'} there {said} {noun(kind, said, 'en')}?",
             f"图中有{said}{measure}{name}吗？",
         )[lang == "zh"]
-        fact = count_answer(kind, number, lang)
+        fact, meant = count_answer(kind, number, lang), (str(said), f"{said}{measure}")
     else:
         said_shade = shade if right else str(rng.choice([c for c in COLOUR_NAMES if c != shade]))
         verb = "are" if number > 1 else "is"
@@ -231,8 +232,10 @@ def agree(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
             f"{name}是{COLOURS_ZH[said_shade]}的吗？",
         )[lang == "zh"]
         fact = f"The {many} {verb} {shade}." if lang == "en" else f"{name}是{COLOURS_ZH[shade]}的。"
-    yes = ("Yes. ", "是的，") if right else ("No. ", "不是，")
-    return [(asked, yes[lang == "zh"] + fact)]
+        meant = (said_shade, f"{COLOURS_ZH[said_shade]}的")
+    no = (f", not {meant[0]}.", f"，不是{meant[1]}。")
+    end = ((", yes.", "，是的。") if right else no)[lang == "zh"]
+    return [(asked, fact[:-1] + end)]
 
 
 def without(scene: Scene, rng: Rng, lang: str) -> list[Turn]:
