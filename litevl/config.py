@@ -1,7 +1,7 @@
 """Every setting: name, default, help and check; flags, environment and docs are made from it.
 
 `settings.py` reads the command line, `LITEVL_<FLAG>`, then `--config FILE.toml`, then the defaults
-here; `tools/settings_table.py` writes `docs/configuration.md`. This module knows nothing of what
+here; `tests/settings_table.py` writes `docs/configuration.md`. This module knows nothing of what
 the settings do.
 """
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import settings_table
 from litevl import __version__
 from litevl.config import flag, setting_names
-from tools import settings_table
-from tools.size import functions
+from size import functions
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
@@ -73,7 +73,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks", "soak")
+PROJECT = PACKAGE | sources("tests", "training", "benchmarks")
 
 
 def room(module: str) -> str:

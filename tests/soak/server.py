@@ -1,6 +1,6 @@
 """`litevl serve` as the soak watches it: it tells what it holds when asked by SIGUSR1.
 
-`python -m soak.server COUNTS LEAK [litevl serve's arguments]`, started by `soak/__main__.py`.
+`python -m soak.server COUNTS LEAK [litevl serve's arguments]`, started by `__main__.py`.
 Caches are made small, so that they turn over within minutes. LEAK names a fault to be planted
 (`none`): the soak must find each of them, or it would prove nothing.
 """
