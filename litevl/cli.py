@@ -18,7 +18,7 @@ from typing import Any
 from litevl import __version__
 from litevl.config import Config
 from litevl.errors import ConfigError, UsageError
-from litevl.progress import Progress, Report, ignore
+from litevl.progress import Progress, Report, amount, ignore
 from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
 
 EXAMPLES = """examples:
@@ -241,7 +241,7 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     summary = _origin(source) | {
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "context": f"{plan.max_model_len:,} tokens",
-        "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
+        "memory": f"{amount(weights)} of weights, {amount(plan.num_bytes)} of KV cache for "
         f"{plan.num_blocks * model.backend.block_size:,} tokens",
     }
     backend = Backend(
