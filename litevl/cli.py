@@ -274,15 +274,15 @@ def _origin(source: Any) -> dict[str, str]:
 
 def _engine(model: Any, plan: Any, config: Config) -> Any:
     """The engine around a loaded model."""
+    from litevl.cache import Cache
     from litevl.engine.blocks import BlockPool
-    from litevl.engine.encoder_cache import EncoderCache
     from litevl.engine.engine import Engine
     from litevl.engine.memory import batched_tokens
     from litevl.engine.runner import Runner
     from litevl.engine.sampler import Sampler
     from litevl.engine.scheduler import Scheduler
 
-    encoder_cache: EncoderCache[Any] = EncoderCache(plan.encoder_bytes)
+    encoder_cache: Cache[Any, Any] = Cache(plan.encoder_bytes)
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, model.backend.block_size),
         encoder_cache,

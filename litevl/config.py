@@ -195,8 +195,3 @@ def grouped() -> dict[str, tuple[Field[Any], ...]]:
         title = GROUPS.get(each.name, title)
         groups[title] = groups.get(title, ()) + ((each,) if each.name != "model" else ())
     return groups
-
-
-def setting_names() -> tuple[str, ...]:
-    """Every setting, in the order of the help."""
-    return tuple(each.name for each in fields(Config))

@@ -32,8 +32,8 @@ def sniff(data: bytes, param: str) -> Sniffed:
     found = _sniff_image(data) or _sniff_video(data)
     if found is None:
         raise MediaError(
-            f"{param}: the bytes are none of JPEG, PNG, WebP, GIF, BMP, MP4/MOV, WebM/MKV or AVI",
-            param=param,
+            param,
+            "the bytes are none of JPEG, PNG, WebP, GIF, BMP, MP4/MOV, WebM/MKV or AVI",
             code="unsupported_media_type",
         )
     return found
@@ -79,8 +79,8 @@ def check_size(num_bytes: int, kind: MediaKind, param: str) -> None:
     """`MediaError` too_large for a file beyond its kind's limit."""
     if num_bytes > MAX_BYTES[kind]:
         raise MediaError(
-            f"{param}: the {NOUN[kind]} is larger than {MAX_BYTES[kind] >> 20} MiB",
-            param=param,
+            param,
+            f"the {NOUN[kind]} is larger than {MAX_BYTES[kind] >> 20} MiB",
             code=f"{kind}_too_large",
         )
 
@@ -145,8 +145,8 @@ def _decode_base64(piece: str, ref: MediaRef) -> bytes:
 
 def _broken_base64(ref: MediaRef) -> MediaError:
     return MediaError(
-        f"{ref.param}: broken data: URL: send `data:<media type>;base64,` and padded base64",
-        param=ref.param,
+        ref.param,
+        "broken data: URL: send `data:<media type>;base64,` and padded base64",
         code=f"invalid_base64_{ref.declared}",
     )
 
@@ -154,7 +154,7 @@ def _broken_base64(ref: MediaRef) -> MediaError:
 def empty_error(ref: MediaRef) -> MediaError:
     """For a reference that leads to no bytes at all."""
     return MediaError(
-        f"{ref.param}: the {NOUN[ref.declared]} is empty: it has no bytes",
-        param=ref.param,
+        ref.param,
+        f"the {NOUN[ref.declared]} is empty: it has no bytes",
         code=f"empty_{ref.declared}_file",
     )
