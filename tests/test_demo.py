@@ -13,7 +13,7 @@ SEED, NUM_CASES = 7, 24
 
 def accuracy(server: LiveServer, ability: str) -> float:
     ask = evaluate.server(server.base_url, KEY)
-    fresh = evaluate.cases(SEED, NUM_CASES, only=(ability,))
+    fresh = [evaluate.draw_case(SEED, ability, k) for k in range(NUM_CASES)]
     return sum(case.right(ask(case)) for case in fresh) / NUM_CASES
 
 

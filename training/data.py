@@ -27,13 +27,13 @@ from training.tokenizer import SYSTEMS
 Rng = np.random.Generator
 Subject = Scene | Sign | Clip | Pair | None
 SHARES = {
-    "scene": 0.46,
-    "row": 0.04,
-    "word": 0.2,
+    "scene": 0.47,
+    "row": 0.03,
+    "word": 0.16,
     "clip": 0.2,
-    "pair": 0.05,
+    "pair": 0.08,
     "odd": 0.02,
-    "text": 0.03,
+    "text": 0.04,
 }
 
 

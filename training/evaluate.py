@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import urllib.request
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -211,27 +211,28 @@ CASES: dict[str, Callable[[Rng, str, str], Case]] = {
 }
 
 
-def cases(seed: int, count: int, only: Container[str] = CASES) -> Iterator[Case]:
-    """``count`` cases an ability, half in each language (or one more in English)."""
-    for row, (ability, make) in enumerate(CASES.items()):
-        for k in range(count if ability in only else 0):
-            rng = np.random.default_rng([FIRST_SEED + seed, row, k])
-            yield make(rng, ability, LANGS[k % 2])
+def draw_case(seed: int, ability: str, k: int) -> Case:
+    """Case ``k`` of an ability, the even ones in English."""
+    rng = np.random.default_rng([FIRST_SEED + seed, list(CASES).index(ability), k])
+    return CASES[ability](rng, ability, LANGS[k % 2])
 
 
 def judge(answer: Answer, options: argparse.Namespace, threads: int) -> dict[str, float]:
     """Asks everything, prints a line per ability and language, returns the accuracies."""
-    only = options.only.split(",") if options.only else CASES
-    todo = list(cases(options.seed, options.n, only))
-    with ThreadPoolExecutor(threads) as pool:
-        answers = list(pool.map(answer, todo))
     score: dict[str, list[bool]] = {}
-    for case, text in zip(todo, answers, strict=True):
-        good = case.right(text)
-        score.setdefault(f"{case.ability}/{case.lang}", []).append(good)
-        score.setdefault(case.ability, []).append(good)
-        if options.show and not good and not case.ability.startswith("grey_"):
-            print(f"wrong {case.ability}/{case.lang}: {case.question!r} -> {text!r}")
+
+    def draw_and_ask(ability: str, k: int) -> None:
+        asked = draw_case(options.seed, ability, k)
+        text = answer(asked)
+        good = asked.right(text)
+        score.setdefault(f"{ability}/{asked.lang}", []).append(good)
+        score.setdefault(ability, []).append(good)
+        if options.show and not good and not ability.startswith("grey_"):
+            print(f"wrong {ability}/{asked.lang}: {asked.question!r} -> {text!r}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        for ability in options.only.split(",") if options.only else CASES:
+            list(pool.map(draw_and_ask, [ability] * options.n, range(options.n)))
     for name, hits in sorted(score.items()):
         if "/" in name:
             print(f"{name:24} {sum(hits):4} of {len(hits):4}  {100 * sum(hits) / len(hits):5.1f} %")

@@ -28,9 +28,10 @@ from training.targets import IGNORE, NOTHING, Painted
 BOX = NOTHING - 1
 THINGS, COLOURS, OWN, WAYS = len(KINDS), len(COLOUR_NAMES), 10, len(DIRECTION_NAMES) + 1
 PATCH_PARTS = (NOTHING + 1, COLOURS, 2, 1, THINGS)  # kind, colour, offset, splat, centres
-CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS, 2)  # …, own, way, mass, place
-DEEP_PARTS = (NOTHING + 1, COLOURS)
-NEAR = 0.06  # how far a place may be off
+EDGES = (0.2, 0.37, 0.5, 0.63, 0.8)  # of the bands of a picture, across and down
+BANDS = len(EDGES) + 1
+CELL_PARTS = (NOTHING + 1, COLOURS, OWN, WAYS, THINGS, BANDS, BANDS)  # …, mass, across, down
+DEEP_PARTS = (NOTHING + 1, COLOURS, BANDS, BANDS)
 EMPTY = 0.4  # the weight of a place that shows nothing
 WEIGHTS = {
     "patch_kind": 1.0,
@@ -43,7 +44,7 @@ WEIGHTS = {
     "own": 2.0,
     "box": 0.25,
     "way": 0.7,
-    "place": 1.0,
+    "place": 0.5,
     "mass": 1.0,
     "sum": 0.1,
     "deep": 0.3,
@@ -201,19 +202,21 @@ class Teacher(nn.Module):
             * THINGS
             * F.binary_cross_entropy_with_logits(centres, wanted["centres"].clamp(max=1)),
         }
-        kind, colour, own, way, mass, place = self.cell(seen.tokens).split(CELL_PARTS, -1)
-        deep_kind, deep_colour = self.deep(seen.deep).split(DEEP_PARTS, -1)
+        kind, colour, own, way, mass, *place = self.cell(seen.tokens).split(CELL_PARTS, -1)
+        deep_kind, deep_colour, *deep_place = self.deep(seen.deep).split(DEEP_PARTS, -1)
         kinds, colours = wanted["cell_kind"], wanted["cell_colour"]
-        shown = kinds < NOTHING
+        across, down = bands(wanted)
         losses |= {
             "kind": entropy(kind, kinds),
             "colour": entropy(colour, colours),
             "own": entropy(own, wanted["cell_own"]),
             "box": entropy(own, wanted["cell_own"].where(kinds == BOX, IGNORE)),
-            "place": F.smooth_l1_loss(place[shown], wanted["cell_place"][shown], beta=0.05) * 4,
+            "place": entropy(place[0], across) + entropy(place[1], down),
             "mass": (mass - wanted["mass"]).square().sum(-1).mean() * 2,
             "sum": F.smooth_l1_loss(mass.sum(1), wanted["mass"].sum(1), beta=0.5) * THINGS,
-            "deep": entropy(deep_kind, kinds) + entropy(deep_colour, colours) * 0.4,
+            "deep": entropy(deep_kind, kinds)
+            + (entropy(deep_colour, colours) + entropy(deep_place[0], across)) * 0.4
+            + entropy(deep_place[1], down) * 0.4,
         }
         if views.clips:
             losses["way"] = entropy(way, wanted["cell_way"])
@@ -222,12 +225,13 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def hits(self, seen: Seen, views: Views) -> dict[str, tuple[int, int]]:
         """(right, asked) by name: kinds and colours by cell, the rest by thing or character."""
-        kind, colour, own, way, _, place = self.cell(seen.tokens).split(CELL_PARTS, -1)
+        kind, colour, own, way, _, *place = self.cell(seen.tokens).split(CELL_PARTS, -1)
         wanted = views.labels
         there = wanted["cell_kind"] < NOTHING
         tally = {"kind": (kind.argmax(-1) == wanted["cell_kind"])[there]}
-        near = (place - wanted["cell_place"]).abs().amax(-1) < NEAR
-        tally["place"] = near[there]
+        across, down = (part.argmax(-1) for part in place)
+        wanted_across, wanted_down = bands(wanted)
+        tally["place"] = ((across == wanted_across) & (down == wanted_down))[there]
         shaded = wanted["cell_colour"] != IGNORE
         tally["colour"] = (colour.argmax(-1) == wanted["cell_colour"])[shaded]
         if views.clips:
@@ -241,6 +245,15 @@ class Teacher(nn.Module):
         tally |= {"box": right[boxed], "ordinal": right[glyph]}
         tally["glyph"] = (kind.argmax(-1) == wanted["cell_kind"])[glyph]
         return counted(tally)
+
+
+def bands(wanted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(B, cells) each: in which band across and down lies what a cell shows. Bands and not numbers:
+    a share of the picture is a feature so quiet that the language model learns nothing from it."""
+    edges = torch.tensor(EDGES)
+    band = torch.bucketize(wanted["cell_place"].contiguous(), edges)
+    band = band.masked_fill((wanted["cell_kind"] == NOTHING)[..., None], IGNORE)
+    return band[..., 0], band[..., 1]
 
 
 def entropy(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ from training.targets import Painted, paint
 
 Rng = np.random.Generator
 HELD_SEED = 999
-LOUD = 7.0  # the deviation of a place in the tokens
-EASY = 8_000  # so many pictures show at most four of a kind
+EASY = 8_000  # so many pictures show new eyes at most four of a kind
 
 
 def picture_view(rng: Rng, grid: tuple[int, int], hard: bool) -> tuple[Bytes, Painted]:
@@ -61,8 +60,9 @@ def clip_view(rng: Rng, grid: tuple[int, int]) -> tuple[Bytes, Painted]:
 class Gallery(Dataset[Views]):
     """Item ``k`` is a batch of one grid; the same seed and item give the same batch."""
 
-    def __init__(self, seed: int, first: int, count: int, batch: int) -> None:
+    def __init__(self, seed: int, first: int, count: int, batch: int, easy: int = 0) -> None:
         self.seed, self.first, self.count, self.batch = seed, first, count, batch
+        self.easy = easy
 
     def __len__(self) -> int:
         return self.count
@@ -72,7 +72,7 @@ class Gallery(Dataset[Views]):
         if item >= self.count:
             raise IndexError(item)
         rng = np.random.default_rng([self.seed, self.first + item])
-        hard = (self.first + item) * self.batch >= EASY
+        hard = (self.first + item) * self.batch >= self.easy
         clips = bool(rng.random() < 0.15)
         if clips:
             grid = clip_grid(int(rng.integers(2, 5)) * 2, *draw_size(rng, 90, 300, 1.8))
@@ -112,7 +112,7 @@ class Run:
             torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01, ns_steps=4),
             torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
-        self.rates = (0.02, 1e-3)
+        self.rates = (0.02 * options.rate, 1e-3 * options.rate)
         self.whole = nn.ModuleDict({"visual": visual, "teacher": self.teacher})
         self.average = copied(self.whole)
 
@@ -186,23 +186,6 @@ class Run:
             list(self.average.values()), [state[name] for name in self.average], 1 - keep
         )
 
-    @torch.no_grad()
-    def draw_out(self, batch: Views) -> None:
-        """Makes the tokens tell places as loudly as they should. The deepstack features, which the
-        language model adds to them, are ten times as loud as a place is by itself."""
-        self.whole.load_state_dict(self.average)
-        head, last = self.teacher.cell, self.visual.merger.linear_fc2
-        basis = torch.linalg.qr(head.weight[-2:].T).Q
-        heard = self.sight(normal(batch.pixels), batch.grid).tokens.flatten(0, 1) @ basis
-        centre, times = heard.mean(0), max(1.0, LOUD / float(heard.std(0).mean()))
-        more = (times - 1) * basis
-        last.weight.add_(more @ (basis.T @ last.weight))
-        last.bias.add_(more @ (basis.T @ last.bias - centre))
-        less = head.weight @ basis * (1 - 1 / times)
-        head.weight.sub_(less @ basis.T)
-        head.bias.add_(less @ centre)
-        self.average = copied(self.whole)
-
     def log(self, record: dict[str, object]) -> None:
         with (self.folder / "eyes.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -231,7 +214,8 @@ def look(run: Run, options: argparse.Namespace) -> None:
     """Batches in order; a log line every two minutes, a checkpoint every five."""
     batch = options.batch
     first = run.done // batch
-    gallery = Gallery(options.seed, first, options.pictures // batch - first, batch)
+    easy = 0 if options.eyes else EASY
+    gallery = Gallery(options.seed, first, options.pictures // batch - first, batch, easy)
     loader = DataLoader(gallery, batch_size=None, num_workers=options.workers, prefetch_factor=8)
     held_out = Gallery(HELD_SEED, 10**7, options.held // 12, 12)
     held = [held_out[k] for k in range(len(held_out))]
@@ -252,7 +236,6 @@ def look(run: Run, options: argparse.Namespace) -> None:
         if now - saved > options.every:
             run.save()
             saved = now
-    run.draw_out(held[0])
     run.save()
     run.log({"pictures": run.done, "held": run.validate(held)})
 
@@ -261,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--pictures", type=int, default=400_000)
+    parser.add_argument("--rate", type=float, default=1.0, help="of the full learning rate")
     parser.add_argument("--constant", type=float, default=0.5, help="share before the rate falls")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)

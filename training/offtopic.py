@@ -70,6 +70,28 @@ THING_ZH = """月亮|北京|电脑|历史|音乐|天气|作业|足球|爱情|面
 大脑|火车|这个公式|表格|十二乘七|3加5|万有引力|恐龙|菜谱|第二次世界大战|作文
 代码|英语语法|股票|生日|宇宙|上海|春节|中医|手机|大学|电影|人工智能|地图|长城|老师|医生|时间
 答案|题目|国家|经济|世界|身体"""
+# Strung together at random, so that a question is known by its language and not by its words.
+LOOSE_EN = """a|about|after|again|all|always|am|an|and|any|are|as|ask|at|bad|be|because|been|before
+best|better|big|book|both|boy|bring|but|buy|by|can|cheap|child|city|close|cold|come|cook|could
+country|day|did|do|does|doctor|dog|door|down|drink|drive|each|easy|eat|email|every|fast|father|feel
+few|film|find|fix|fly|food|for|friend|from|game|get|girl|give|go|good|great|had|hand|hard|has|have
+he|health|hear|her|here|him|his|home|hot|hour|how|I|if|important|in|into|is|it|job|just|keep|know
+language|last|late|learn|leave|left|less|let|letter|life|light|like|little|live|long|look|lose|make
+man|many|may|me|mean|meet|mind|money|month|more|morning|most|mother|much|music|must|my|name|need
+never|new|next|nice|night|no|not|now|of|off|often|old|on|once|one|only|open|or|other|our|out|over
+page|paper|party|pay|people|play|please|poor|problem|put|question|quick|read|really|recipe|rich|run
+said|sad|same|say|school|see|sell|send|she|should|show|sing|sit|sleep|small|so|some|song|soon|speak
+spend|start|stay|still|stop|story|street|strong|sum|summer|take|talk|teach|tell|than|that|the|their
+them|then|there|these|they|thing|think|this|those|time|tired|to|today|together|tomorrow|too|town
+travel|true|try|turn|under|up|us|use|very|visit|wait|walk|want|was|watch|water|way|we|wear|week
+well|were|what|when|where|which|while|who|whose|why|will|win|winter|wish|with|without|woman|word
+work|world|worse|would|write|wrong|year|yes|yet|you|young|your"""
+LOOSE_ZH = """我|你|他|她|我们|他们|这|那|哪|谁|什么|怎么|为什么|吗|呢|的|了|在|是|有|不|很|都|也
+就|要|想|会|能|可以|应该|今天|明天|昨天|早上|晚上|时候|年|月|天|小时|家|学校|公司|朋友|爸爸|妈妈
+孩子|先生|工作|学习|生活|问题|吃|喝|买|卖|看|听|说|写|读|走|跑|坐|睡|玩|给|把|和|因为|所以|但是
+如果|已经|最|更|太|好|坏|大|小|多|少|新|旧|快|慢|高|低|贵|便宜|重要|高兴|难|容易|城市|国家|语言
+文章|游戏|歌|饭|水|钱|车站|机场|医院|银行|帮|请|告诉|知道|觉得|喜欢|需要|开始|结束|一起|怎样|多久
+几点|第一|价格|办法|方法|意思|关系"""
 # Things that are never drawn, for questions that sound like the model's own.
 STRANGERS_EN = """dog|cat|person|bird|horse|bicycle|table|chair|cup|book|train|bus|plane|phone|man
 woman|child|banana|pizza|bottle|window|cow|lamp|shoe|hat|clock|cloud|road|bridge|rabbit|truck
@@ -90,28 +112,32 @@ def noise(rng: Rng) -> str:
 
 
 def asker(
-    whole: str, opening: str, thing: str, gap: str, ends: tuple[str, ...]
+    whole: str, opening: str, thing: str, loose: str, gap: str, ends: tuple[str, ...]
 ) -> Callable[[Rng], str]:
     """A function that makes one off-topic question of these pieces."""
-    wholes, openings, things = cut(whole), cut(opening), cut(thing)
+    wholes, openings, things, words = cut(whole), cut(opening), cut(thing), cut(loose)
 
     def ask(rng: Rng) -> str:
         dice = rng.random()
-        if dice < 0.45:
+        if dice < 0.3:
             return wholes[rng.integers(len(wholes))]
+        end = ends[rng.integers(len(ends))]
+        if dice < 0.65:
+            text = gap.join(rng.choice(words, int(rng.integers(2, 9))))
+            return (text if rng.random() < 0.3 else text[0].upper() + text[1:]) + end
         text = openings[rng.integers(len(openings))] + gap + things[rng.integers(len(things))]
-        if dice < 0.55:
+        if dice < 0.72:
             text += gap + things[rng.integers(len(things))]
-        elif dice < 0.62:
+        elif dice < 0.77:
             text += gap + noise(rng)
-        return text + ends[rng.integers(len(ends))]
+        return text + end
 
     return ask
 
 
 SMALL_TALK: dict[str, Callable[[Rng], str]] = {
-    "en": asker(WHOLE_EN, OPEN_EN, THING_EN, " ", ("", ".", "?", "!")),
-    "zh": asker(WHOLE_ZH, OPEN_ZH, THING_ZH, "", ("", "。", "？", "?")),
+    "en": asker(WHOLE_EN, OPEN_EN, THING_EN, LOOSE_EN, " ", ("", ".", "?", "!")),
+    "zh": asker(WHOLE_ZH, OPEN_ZH, THING_ZH, LOOSE_ZH, "", ("", "。", "？", "?")),
 }
 # Asked only in evaluation: none of these is in the pools above.
 HELD_EN = """Which team won the world cup in 1998?|Please book a flight to Rome.|Is coffee healthy?

@@ -48,6 +48,7 @@ class Run:
         taken = {id(weight) for weight in matrices}
         rest = [weight for weight in self.language.parameters() if id(weight) not in taken]
         self.average = {k: v.clone() for k, v in self.language.state_dict().items()}
+        self.rates = (MUON_RATE * options.rate, ADAM_RATE * options.rate)
         self.optimizers = [
             torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=4),
             torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
@@ -97,7 +98,7 @@ class Run:
     def step(self, batch: Batch) -> float:
         with torch.autocast("cpu", torch.bfloat16):
             loss: torch.Tensor = self.speaker(batch)
-        for optimizer, rate in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.share()
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--samples", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1.0, help="of the full learning rate")
     parser.add_argument("--constant", type=float, default=0.6, help="share before the rate falls")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -34,9 +34,9 @@ class PackedLinear(nn.Module):
 
 
 def padded_rows(rows: int) -> int:
-    """`rows` rounded up to one of eight counts an octave. oneDNN compiles and keeps a kernel for
-    each count it meets: that of the small demo took milliseconds and 0.4 MiB each, without end."""
-    step = 1 << max(rows.bit_length() - 4, 0)
+    """`rows` rounded up to one of four counts an octave. oneDNN compiles a kernel for each count it
+    meets and never lets one go: milliseconds and half a MiB each."""
+    step = 1 << max(rows.bit_length() - 3, 0)
     return max(-(-rows // step) * step, LEAST_ROWS)
 
 
