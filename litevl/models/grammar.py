@@ -262,11 +262,24 @@ def _combines(node: dict[str, Any]) -> bool:
 
 
 _QUOTED = re.compile(r"""(['"`])(.*?)\1""")
-_UNSUPPORTED = {
-    *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains"),
-    *("propertyNames", "dependencies", "dependentRequired", "dependentSchemas"),
-    *("unevaluatedItems", "unevaluatedProperties"),
-}
+_UNSUPPORTED = frozenset(
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    ]
+)
 
 
 def _refusal(reason: str) -> InvalidValueError:
