@@ -27,13 +27,13 @@ from training.tokenizer import SYSTEMS
 Rng = np.random.Generator
 Subject = Scene | Sign | Clip | Pair | None
 SHARES = {
-    "scene": 0.47,
+    "scene": 0.5,
     "row": 0.03,
-    "word": 0.16,
-    "clip": 0.2,
-    "pair": 0.08,
+    "word": 0.15,
+    "clip": 0.18,
+    "pair": 0.09,
     "odd": 0.02,
-    "text": 0.04,
+    "text": 0.03,
 }
 
 
@@ -183,7 +183,7 @@ def scene_and_picture(rng: Rng) -> tuple[Scene, Seen]:
     size = picture_size(rng)
     dice = rng.random()
     counts = [] if dice < 0.015 else draw_counts(rng, True)
-    if dice > 0.7:  # one of each, of which one can tell where they are
+    if dice > 0.6:  # one of each, of which one can tell where they are
         counts = [1] * int(rng.integers(2, 5))
     scene = make_scene(rng, counts, *size)
     return scene, see_picture(roughen(rng, picture_of(scene)))

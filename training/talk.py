@@ -254,14 +254,14 @@ def off_topic(rng: Rng, lang: str) -> Turn:
 
 
 SCENE_ABILITIES: dict[str, tuple[Callable[[Scene, Rng, str], list[Turn]], float]] = {
-    "count": (count, 0.22),
-    "colour": (colour, 0.09),
-    "describe": (describe, 0.18),
+    "count": (count, 0.2),
+    "colour": (colour, 0.06),
+    "describe": (describe, 0.16),
     "kinds": (kinds, 0.02),
-    "present": (present, 0.09),
-    "where": (where, 0.15),
-    "beside": (beside, 0.12),
-    "agree": (agree, 0.11),
+    "present": (present, 0.07),
+    "where": (where, 0.17),
+    "beside": (beside, 0.14),
+    "agree": (agree, 0.16),
     "without": (without, 0.02),
 }
 assert set(COLOURS_ZH) == set(COLOUR_NAMES) and set(NOUNS_ZH) == set(KIND_NAMES)
