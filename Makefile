@@ -58,7 +58,7 @@ fuzz: $(INSTALLED)  ## the scheduler in 10,000 random runs, each parser under at
 	$(BIN)/pytest tests/test_scheduler_machine.py $(ARGS)
 	@$(BIN)/pip install -q atheris
 	@for target in url data_url magic head json_body request answer; do \
-	  $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
+	  PYTHONPATH=tests $(BIN)/python -m fuzz.parsers $$target -max_total_time=$${FUZZ_SECONDS:-150} -max_len=1000 \
 	    2>&1 | grep -E "Exception|Error|DONE|written to" | sed "s/^/$$target: /"; \
 	done
 
@@ -68,7 +68,7 @@ faults: $(INSTALLED)  ## what is made to do harm, all of it, against a server of
 	failed=$$?; [ $$failed -eq 0 ] && echo "$$out" | tail -1 || echo "$$out"; exit $$failed
 
 soak: $(INSTALLED)  ## mixed good and bad clients against a server of its own (SECONDS=7200 ARGS='--rate n --leak block')
-	@$(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) $(ARGS)
 
 check: $(INSTALLED)  ## format, lint, types, house rules
 	@$(BIN)/ruff format --check --output-format concise .
@@ -81,7 +81,7 @@ bench: $(INSTALLED)  ## the benchmarks in their quick form, one JSON line each (
 	$(BIN)/python -m benchmarks.$$name --quick $(ARGS) || exit; done
 
 size:  ## lines a room against its guide, longest functions
-	@$(PYTHON) tools/size.py
+	@$(PYTHON) tests/size.py
 
 eval: $(INSTALLED)  ## ask a running server about fresh scenes (SEED=n N=k URL=... API_KEY=...)
 	@$(BIN)/python -m training.evaluate $(ARGS)

@@ -28,11 +28,12 @@ from starlette.types import ASGIApp
 from benchmarks.null_backend import FrameCounter, NullEngine, null_backend
 from benchmarks.program import finish, parser, table, tell, undisturbed
 from litevl.api.app import create_app
-from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
 from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import Limits, within
 from litevl.config import Config
+from litevl.media.budgets import BytesInFlight
 
 STREAMS = (1, 16, 256)
 BUDGET_TOKENS_S = 10_000
@@ -49,7 +50,7 @@ def litevl_app() -> ASGIApp:
     service = Service(config)
     frames = FrameCounter()
     service.attach(null_backend(NullEngine(frames)))
-    app = create_app(config, service, BodyBudget(MAX_BYTES_IN_FLIGHT), Records())
+    app = create_app(config, service, BytesInFlight(MAX_BYTES_IN_FLIGHT, "requests"), Records())
     return frames.count_in(app)
 
 

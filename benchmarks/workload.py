@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from litevl.cache import Cache
 from litevl.engine.blocks import BlockPool, Chain
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import Engine
 from litevl.engine.runner import Runner
 from litevl.engine.sampler import Sampler
@@ -21,7 +21,7 @@ from litevl.engine.scheduler import Scheduler
 from litevl.models.attention import AttentionBatch, KVCache
 from litevl.models.linear import PackedLinear
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import Prompt, SamplingParams, Sequence
+from litevl.sequence import MediaKey, Prompt, SamplingParams, Sequence
 
 GREEDY = SamplingParams(max_tokens=10**6, temperature=0.0)
 SAMPLED = SamplingParams(max_tokens=10**6, temperature=0.7, top_k=20, top_p=0.8)
@@ -94,7 +94,7 @@ class Workbench:
         max_num_seqs: int,
         max_tokens: int = 256,
     ) -> None:
-        encoder_cache: EncoderCache[Tensor] = EncoderCache(ENCODER_BYTES)
+        encoder_cache: Cache[MediaKey, Tensor] = Cache(ENCODER_BYTES)
         self.model = TimedModel(model)
         self.pool = BlockPool(num_blocks, model.backend.block_size)
         self.cache = model.new_cache(num_blocks)

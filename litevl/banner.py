@@ -8,8 +8,7 @@ import json
 import os
 import secrets
 import shlex
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,40 +21,28 @@ from litevl.sequence import ModelCard
 SAMPLE = Path(__file__).resolve().parent / "demo" / "sample.jpg"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
-    """The keys that may call, and the file that holds some of them, if there is one."""
-
-    values: tuple[str, ...]
-    file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What the banner must know of the server."""
-
-    config: Config
-    keys: Keys
-    port: int
-
-
-def load_keys(config: Config) -> Keys:
-    """Keys from the settings and the key file, which is made when it does not exist yet.
+def load_keys(config: Config) -> Config:
+    """The same with all keys that may call in `api_key`, those of the key file among them, which is
+    made when it does not exist yet.
 
     Raises ConfigError when a public address would be served without one.
     """
     if config.no_api_key:
-        return Keys(values=())
-    file = Path(config.api_key_file).expanduser() if config.api_key_file else None
-    values = (_read_or_make(file) if file else ()) + config.api_key
+        return replace(config, api_key=(), api_key_file=None)
+    file = _key_file(config)
+    keys = (_read_or_make(file) if file else ()) + config.api_key
     # A proxy that serves it elsewhere may call it by this machine's name, as nginx does unasked.
     way = f"--public-url {config.public_url}" if config.public_url else f"--host {config.host}"
-    if not values and (config.public_url or not is_loopback(config.host)):
+    if not keys and (config.public_url or not is_loopback(config.host)):
         raise ConfigError(
             f"{way} is reachable from elsewhere and no key is set: give "
             "--api-key-file FILE (made if missing) or LITEVL_API_KEY, or say --no-api-key"
         )
-    return Keys(values=values, file=file)
+    return replace(config, api_key=keys)
+
+
+def _key_file(config: Config) -> Path | None:
+    return Path(config.api_key_file).expanduser() if config.api_key_file else None
 
 
 def _read_or_make(file: Path) -> tuple[str, ...]:
@@ -88,51 +75,46 @@ def mask(key: str) -> str:
     return f"{key[:4]}…{key[-2:]}" if len(key) > 12 else "…"
 
 
-def announce(serving: Serving, card: ModelCard, summary: dict[str, str]) -> None:
-    """Print the one banner of a good start."""
-    print(banner(serving, card, summary, tells_key=sys.stdout.isatty()), flush=True)
-
-
 def banner(
-    serving: Serving, card: ModelCard, summary: dict[str, str], *, tells_key: bool = False
+    config: Config, port: int, card: ModelCard, summary: dict[str, str], *, tells_key: bool = False
 ) -> str:
     """What is served, where, with which key, and a line that can be pasted.
 
     `tells_key` puts the key into the page's link: for a terminal, never for a log.
     """
-    where = addresses(serving.config, serving.port)
+    where = addresses(config, port)
     facts = {"model": ", ".join(card.names)} | summary
     facts |= {name: f"{origin}/v1" for name, origin in asdict(where).items() if origin}
-    facts["key"] = _key_line(serving.keys)
-    if not serving.config.no_page:
-        fragment = f"#key={quote(serving.keys.values[0], safe='')}" if serving.keys.values else ""
+    facts["key"] = _key_line(config)
+    if not config.no_page:
+        fragment = f"#key={quote(config.api_key[0], safe='')}" if config.api_key else ""
         facts["page"] = f"{where.local}/{fragment if tells_key else ''}"
     lines = [f"  {name:<9}{value}" for name, value in facts.items()]
     return "\n".join(
-        ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(serving, card), ""]
+        ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(config, port, card), ""]
     )
 
 
-def _key_line(keys: Keys) -> str:
-    if not keys.values:
+def _key_line(config: Config) -> str:
+    if not config.api_key:
         return "none: anyone who reaches this address may call"
-    source = f" in {keys.file}" if keys.file else ""
-    return f"{mask(keys.values[0])}{source}"
+    file = _key_file(config)
+    return mask(config.api_key[0]) + (f" in {file}" if file else "")
 
 
-def _curl(serving: Serving, card: ModelCard) -> list[str]:
+def _curl(config: Config, port: int, card: ModelCard) -> list[str]:
     """A request about the sample picture, ready to paste into another terminal."""
-    request = state_folder() / f"sample-request-{serving.port}.json"
+    request = state_folder() / f"sample-request-{port}.json"
     try:
         write_private(request, json.dumps(sample_request(card)))
     except OSError as error:
         return [f"  (no sample request to try: cannot write {request}: {error.strerror})"]
-    origin = addresses(serving.config, serving.port).local
+    origin = addresses(config, port).local
     lines = ["  Try it in another terminal:", "", f"    curl {origin}/v1/chat/completions \\"]
-    if serving.keys.file:
-        file = shlex.quote(str(serving.keys.file.absolute()))
+    if path := _key_file(config):
+        file = shlex.quote(str(path.absolute()))
         lines.append(f'      -H "Authorization: $(head -n 1 {file})" \\')
-    elif serving.keys.values:
+    elif config.api_key:
         lines.append('      -H "Authorization: $API_KEY" \\')
     return [*lines, f"      -d @{shlex.quote(str(request))}"]
 

@@ -103,6 +103,7 @@ class Reference:
     def case(self, name: str, prompt: Prompt, media: Many[LoadedMedia]) -> Case:
         """Generate, never stopping early."""
         model = self._model
+        depth = model.config.vision_config.temporal_patch_size
         ids = torch.from_numpy(prompt.token_ids)[None].to(model.device)
         output = model.generate(
             input_ids=ids,
@@ -113,7 +114,7 @@ class Reference:
             eos_token_id=None,
             output_logits=True,
             return_dict_in_generate=True,
-            **self._media_inputs(prompt, media),
+            **media_inputs(model, prompt, [depth / _rate(e) for e in media if e.kind == "video"]),
         )
         best = [logits[0].float().topk(2).values.tolist() for logits in output.logits]
         return Case(
@@ -128,25 +129,26 @@ class Reference:
             return TIE
         return TIE_EPS * torch.finfo(self._model.dtype).eps * abs(logit)
 
-    def _media_inputs(self, prompt: Prompt, media: Many[LoadedMedia]) -> dict[str, Any]:
-        config, device = self._model.config, self._model.device
-        ids = torch.from_numpy(prompt.token_ids)[None]
-        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-        inputs: dict[str, Any] = {"mm_token_type_ids": kinds.to(device)}
-        for kind, pixels, grid in (
-            ("image", "pixel_values", "image_grid_thw"),
-            ("video", "pixel_values_videos", "video_grid_thw"),
-        ):
-            items = [item for item in prompt.media if item.kind == kind]
-            if items:
-                rows = torch.from_numpy(np.concatenate([item.pixels for item in items]))
-                inputs[pixels] = rows.to(device, self._model.dtype)
-                inputs[grid] = torch.tensor([item.grid for item in items], device=device)
-        clips = [each for each in media if each.kind == "video"]
-        if clips and config.model_type == "qwen2_5_vl":
-            depth = config.vision_config.temporal_patch_size
-            inputs["second_per_grid_ts"] = torch.tensor([depth / _rate(each) for each in clips])
-        return inputs
+
+def media_inputs(model: Any, prompt: Prompt, grid_seconds: Many[float]) -> dict[str, Any]:
+    """What the model is given beside the ids. `grid_seconds`: of each clip, from one pair of its
+    frames to the next; read by Qwen2.5-VL alone."""
+    config, device = model.config, model.device
+    ids = torch.from_numpy(prompt.token_ids)[None]
+    kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+    inputs: dict[str, Any] = {"mm_token_type_ids": kinds.to(device)}
+    for kind, pixels, grid in (
+        ("image", "pixel_values", "image_grid_thw"),
+        ("video", "pixel_values_videos", "video_grid_thw"),
+    ):
+        items = [item for item in prompt.media if item.kind == kind]
+        if items:
+            rows = torch.from_numpy(np.concatenate([item.pixels for item in items]))
+            inputs[pixels] = rows.to(device, model.dtype)
+            inputs[grid] = torch.tensor([item.grid for item in items], device=device)
+    if grid_seconds and config.model_type == "qwen2_5_vl":
+        inputs["second_per_grid_ts"] = torch.tensor(grid_seconds, device=device)
+    return inputs
 
 
 def _rate(clip: LoadedMedia) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 from litevl import __version__
 from litevl.config import Config
 from litevl.errors import ConfigError, UsageError
-from litevl.progress import Progress, Report, ignore
+from litevl.progress import Progress, Report, amount, ignore
 from litevl.settings import Parser, add_settings, config_of, nearest, refuse_unknown
 
 EXAMPLES = """examples:
@@ -241,7 +241,7 @@ def load_backend(config: Config, report: Report = ignore) -> tuple[Any, dict[str
     summary = _origin(source) | {
         "device": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
         "context": f"{plan.max_model_len:,} tokens",
-        "memory": f"{hub.gib(weights)} of weights, {hub.gib(plan.num_bytes)} of KV cache for "
+        "memory": f"{amount(weights)} of weights, {amount(plan.num_bytes)} of KV cache for "
         f"{plan.num_blocks * model.backend.block_size:,} tokens",
     }
     backend = Backend(
@@ -274,15 +274,15 @@ def _origin(source: Any) -> dict[str, str]:
 
 def _engine(model: Any, plan: Any, config: Config) -> Any:
     """The engine around a loaded model."""
+    from litevl.cache import Cache
     from litevl.engine.blocks import BlockPool
-    from litevl.engine.encoder_cache import EncoderCache
     from litevl.engine.engine import Engine
     from litevl.engine.memory import batched_tokens
     from litevl.engine.runner import Runner
     from litevl.engine.sampler import Sampler
     from litevl.engine.scheduler import Scheduler
 
-    encoder_cache: EncoderCache[Any] = EncoderCache(plan.encoder_bytes)
+    encoder_cache: Cache[Any, Any] = Cache(plan.encoder_bytes)
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, model.backend.block_size),
         encoder_cache,

@@ -1,7 +1,7 @@
 """Every setting: name, default, help and check; flags, environment and docs are made from it.
 
 `settings.py` reads the command line, `LITEVL_<FLAG>`, then `--config FILE.toml`, then the defaults
-here; `tools/settings_table.py` writes `docs/configuration.md`. This module knows nothing of what
+here; `tests/settings_table.py` writes `docs/configuration.md`. This module knows nothing of what
 the settings do.
 """
 
@@ -195,8 +195,3 @@ def grouped() -> dict[str, tuple[Field[Any], ...]]:
         title = GROUPS.get(each.name, title)
         groups[title] = groups.get(title, ()) + ((each,) if each.name != "model" else ())
     return groups
-
-
-def setting_names() -> tuple[str, ...]:
-    """Every setting, in the order of the help."""
-    return tuple(each.name for each in fields(Config))

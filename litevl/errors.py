@@ -79,7 +79,11 @@ class ContextLengthError(InvalidRequestError):
 
 
 class MediaError(InvalidRequestError):
-    """A picture or clip that cannot be used; always raised with one of CONTRACT's codes."""
+    """A picture or clip that cannot be used: its part, and what is wrong with it in one of
+    CONTRACT's codes."""
+
+    def __init__(self, param: str, what: str, *, code: str) -> None:
+        super().__init__(f"{param}: {what}", param=param, code=code)
 
 
 class InvalidHTTPError(InvalidRequestError):

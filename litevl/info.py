@@ -18,6 +18,7 @@ from litevl.models.media_policy import MediaPolicy
 from litevl.models.needs import Needs, needs_of
 from litevl.models.prompt_text import PromptText
 from litevl.models.qwen_vl import FAMILIES
+from litevl.progress import amount
 from litevl.sequence import SamplingDefaults
 
 CARDS_GB = (24, 48, 80)
@@ -52,13 +53,13 @@ def _sizes(needs: Needs) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{_count(needs.parameters)}, of which the vision tower {vision}"
     yield "context", f"{needs.context:,} tokens"
     half, full = (
-        hub.gib(needs.weights(torch.bfloat16, "cuda")),
-        hub.gib(needs.weights(torch.float32, "cpu")),
+        amount(needs.weights(torch.bfloat16, "cuda")),
+        amount(needs.weights(torch.float32, "cpu")),
     )
     yield "weights", f"{half} in bfloat16, {full} in float32 on the CPU"
     shape = f"{needs.layers} layers, {needs.kv_heads} heads of {needs.head_dim}"
-    amount = hub.gib(needs.kv(torch.bfloat16, 1000))
-    yield "KV cache", f"{amount} for 1,000 tokens in bfloat16 ({shape})"
+    cache = amount(needs.kv(torch.bfloat16, 1000))
+    yield "KV cache", f"{cache} for 1,000 tokens in bfloat16 ({shape})"
 
 
 def _fit(
@@ -68,11 +69,11 @@ def _fit(
     name = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        where = f"{torch.cuda.get_device_name(device)}, {hub.gib(free)} free of {hub.gib(total)}"
+        where = f"{torch.cuda.get_device_name(device)}, {amount(free)} free of {amount(total)}"
         tokens = needs.tokens_beside(free, dtype, config.gpu_memory_utilization)
     else:
         free = available_memory()
-        where = f"CPU, {hub.gib(free)} free"
+        where = f"CPU, {amount(free)} free"
         tokens = max(0, free - needs.weights(dtype, "cpu")) // 4 // needs.kv(dtype)
     verdict = _verdict(tokens, needs) if tokens else "too little memory"
     yield "this machine", f"{where}: {verdict} in {name}"

@@ -62,7 +62,7 @@ class Progress:
         if phase is None:
             return
         seconds = f"{time.monotonic() - phase.started:.1f} s"
-        size = f"{_amount(phase.total)}, " if phase.unit == "B" else ""
+        size = f"{amount(phase.total)}, " if phase.unit == "B" else ""
         if self._is_terminal:
             self._write(f"\r\x1b[K  {phase.name:<12}{size}{seconds}\n")
         elif size:
@@ -78,7 +78,7 @@ class Progress:
         if self._is_terminal:
             self._write(f"  {phase.name} …")
             return
-        size = f" {_amount(total)}" if phase.unit == "B" else ""
+        size = f" {amount(total)}" if phase.unit == "B" else ""
         phase.shown = phase.started
         self._write(f"litevl: {phase.name}{size}\n")
 
@@ -106,17 +106,17 @@ def _told(phase: _Phase, now: float) -> str:
     share = f"{100 * phase.done // phase.total:3d} %"
     if phase.unit != "B":
         return f"{share}  {phase.done} of {phase.total}"
-    text = f"{share}  {_amount(phase.done)} of {_amount(phase.total)}"
+    text = f"{share}  {amount(phase.done)} of {amount(phase.total)}"
     rate = phase.done / max(now - phase.started, 1e-3)
     if rate:
-        text += f"  {_amount(int(rate))}/s  {_span((phase.total - phase.done) / rate)} left"
+        text += f"  {amount(int(rate))}/s  {_span((phase.total - phase.done) / rate)} left"
     return text
 
 
-def _amount(num_bytes: int) -> str:
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.1f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB"
+def amount(num_bytes: float) -> str:
+    """Bytes as people compare them with a card."""
+    size, unit = (num_bytes / 2**30, "GiB") if num_bytes >= 2**30 else (num_bytes / 2**20, "MiB")
+    return f"{size:,.1f}".removesuffix(".0") + f" {unit}"
 
 
 def _span(seconds: float) -> str:

@@ -154,17 +154,14 @@ class MediaPlanner(Protocol):
 
     def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
         """Choose size and frames within the server's limits; InvalidValueError if impossible."""
-        ...
 
     def resize(
         self, frames: NDArray[np.uint8], kind: MediaKind, plan: MediaPlan
     ) -> NDArray[np.uint8]:
         """Resize (n, h, w, 3) RGB frames to the plan's size as Qwen's recipe does for this kind."""
-        ...
 
     def check(self, media: Many[PlannedMedia]) -> None:
         """ContextLengthError where the media alone would leave no room for an answer."""
-        ...
 
 
 # Prompts ---------------------------------------------------------------------------------------
@@ -204,8 +201,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSize:
-    """What one picture or clip costs."""
+    """What one picture or clip costs, known before its pixels are touched."""
 
+    media: PlannedMedia
     grid: tuple[int, int, int]  # patches in time, height, width
     num_tokens: int
 
@@ -293,11 +291,9 @@ class TokenMask(Protocol):
 
     def fill(self, bitmask: NDArray[np.int32]) -> None:
         """Set the bits of the allowed tokens: token t is bit t % 32 of word t // 32, (words,)."""
-        ...
 
     def accept(self, token_id: int) -> None:
         """Move on: this token was chosen."""
-        ...
 
 
 # What an answer must look like -----------------------------------------------------------------

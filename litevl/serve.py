@@ -10,13 +10,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from litevl.api.ports import Backend
 from litevl.api.service import Service
 from litevl.api.serving import Server, raise_file_limit
 from litevl.api.wire import Limits
-from litevl.banner import Serving, announce, load_keys
+from litevl.banner import banner, load_keys
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.logs import configure
@@ -30,14 +29,12 @@ def serve(config: Config, load: Load) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
     configure(config.log_format)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
-    keys = load_keys(config)
-    config = replace(config, api_key=keys.values)
+    config = load_keys(config)
     service = Service(config)
     server = Server(config, service)
     listener = _listen(config)
     raise_file_limit(Limits())
-    serving = Serving(config, keys, listener.getsockname()[1])
-    loading = _Loading(load, service, server, serving)
+    loading = _Loading(load, service, server, config, listener.getsockname()[1])
     loading.start()
     server.run(sockets=[listener])
     return 1 if loading.failure else server.exit_code
@@ -67,14 +64,17 @@ def _why_not(config: Config, error: OSError) -> str:
 class _Loading(threading.Thread):
     """Loads the model beside the server that already listens."""
 
-    def __init__(self, load: Load, service: Service, server: Server, serving: Serving) -> None:
+    def __init__(
+        self, load: Load, service: Service, server: Server, config: Config, port: int
+    ) -> None:
         super().__init__(name="litevl-loading", daemon=True)
         self.failure: str | None = None
-        self._load, self._service, self._server, self._serving = load, service, server, serving
+        self._load, self._service, self._server = load, service, server
+        self._config, self._port = config, port
 
     def run(self) -> None:
-        config, progress = self._serving.config, Progress()
-        where = f"{config.host}:{self._serving.port}"
+        config, progress = self._config, Progress()
+        where = f"{config.host}:{self._port}"
         print(f"litevl: listening on {where}, loading {config.model}", file=sys.stderr)
         progress.report("starting")  # importing torch takes seconds
         try:
@@ -86,7 +86,10 @@ class _Loading(threading.Thread):
             backend, summary = self._load(config, report)
             self._service.attach(backend)
             progress.end()
-            announce(self._serving, backend.card, summary)
+            tells_key = sys.stdout.isatty()
+            print(
+                banner(config, self._port, backend.card, summary, tells_key=tells_key), flush=True
+            )
         except ConfigError as error:
             progress.fail()
             self._fail(str(error))

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from litevl.check import TIE
 from litevl.config import Config
 from litevl.engine.batch import lying_lens
 from litevl.engine.engine import Engine, Launched, Runner
@@ -34,7 +35,7 @@ from litevl.models.attention import (
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import MediaItem, Prompt, SamplingParams, Step
 from litevl.sequence import Sequence as Request
-from rig import TIE, Rig, greedy
+from rig import Rig, greedy
 
 # Logits of bfloat16 are 1/32 apart at 4 to 8, and carry the noise of every layer before them.
 TIES = {torch.float32: TIE, torch.bfloat16: 0.25}

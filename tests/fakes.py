@@ -249,11 +249,12 @@ class FakePreprocessor:
             )
             for message in conversation.messages
         ]
-        item = MediaSize(grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM)
         return PromptSize(
             token_ids=np.zeros(sum(sizes), np.int64),
             message_tokens=tuple(sizes),
-            media=(item,) * len(media),
+            media=tuple(
+                MediaSize(media=each, grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM) for each in media
+            ),
         )
 
     def fit(

@@ -100,7 +100,6 @@ class Watch(threading.Thread):
         self.server = psutil.Process(pid)
         self.peak = self.child_peak = 0
         self.opened: set[str] = set()
-        self._known: dict[int, int] = {}  # children, and how often they were seen
         self._ended = threading.Event()
 
     def run(self) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
+from litevl.cache import Cache
+from litevl.check import media_inputs
 from litevl.config import Config
 from litevl.engine.blocks import BlockPool
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import Engine
 from litevl.engine.runner import Launched, Runner
 from litevl.engine.sampler import Sampler
@@ -30,6 +31,7 @@ from litevl.sequence import (
     Conversation,
     LoadedMedia,
     MediaItem,
+    MediaKey,
     MediaKind,
     MediaOptions,
     MediaPart,
@@ -47,7 +49,6 @@ torch.set_num_threads(1)  # tiny matrices: threads only wait for one another
 ROLES: tuple[Literal["user"], Literal["assistant"]] = ("user", "assistant")
 # Clips of the rig: 8 frames a second, of which Qwen samples 2, two to a patch of time.
 CLIP_FPS, SECONDS_PER_GRID = 8.0, 1.0
-TIE = 1e-4  # a divergence counts as equal where the reference's top two logits lie closer
 
 
 class LoggedRunner(Runner):
@@ -109,7 +110,7 @@ class Rig:
         encoder_capacity: int = 10**9,
     ) -> tuple[Engine, LoggedRunner]:
         """A fresh engine without a thread; step it by hand."""
-        cache: EncoderCache[torch.Tensor] = EncoderCache(encoder_capacity)
+        cache: Cache[MediaKey, torch.Tensor] = Cache(encoder_capacity)
         block_size = self.model.backend.block_size
         scheduler = Scheduler(
             BlockPool(num_blocks, block_size),
@@ -156,32 +157,17 @@ class Rig:
             np.concatenate([prompt.token_ids, np.asarray(output, dtype=np.int64)])
         )
         types = self._media_inputs(prompt)
-        if "mm_token_type_ids" in types:
-            grown = torch.zeros(1, len(ids), dtype=torch.int32, device=self.device)
-            grown[:, : len(prompt)] = types["mm_token_type_ids"]
-            types["mm_token_type_ids"] = grown
+        grown = torch.zeros(1, len(ids), dtype=torch.int32, device=self.device)
+        grown[:, : len(prompt)] = types["mm_token_type_ids"]
+        types["mm_token_type_ids"] = grown
         with torch.no_grad():
             logits = self.reference(input_ids=ids[None].to(self.device), **types).logits[0, -1]
         best = logits.float().topk(2).values
         return float(best[0] - best[1])
 
     def _media_inputs(self, prompt: Prompt) -> dict[str, Any]:
-        config = self.reference.config
-        ids = torch.from_numpy(prompt.token_ids)[None]
-        types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-        inputs: dict[str, Any] = {"mm_token_type_ids": types}
-        for kind, pixels, grid in (
-            ("image", "pixel_values", "image_grid_thw"),
-            ("video", "pixel_values_videos", "video_grid_thw"),
-        ):
-            items = [item for item in prompt.media if item.kind == kind]
-            if items:
-                stacked = np.concatenate([item.pixels for item in items])
-                inputs[pixels] = torch.from_numpy(stacked).to(self.dtype)
-                inputs[grid] = torch.tensor([item.grid for item in items])
-                if kind == "video" and config.model_type == "qwen2_5_vl":
-                    inputs["second_per_grid_ts"] = torch.full((len(items),), SECONDS_PER_GRID)
-        return {name: value.to(self.device) for name, value in inputs.items()}
+        clips = [item for item in prompt.media if item.kind == "video"]
+        return media_inputs(self.reference, prompt, [SECONDS_PER_GRID] * len(clips))
 
     def image_prompt(self, spec: Iterable[int | tuple[int, int, int]], seed: int = 0) -> Prompt:
         """A prompt of random words (a count) and random pictures (a grid of patches), in order."""

@@ -15,7 +15,7 @@ from litevl.api import admission
 from litevl.api.admission import Admission
 from litevl.config import Config
 from litevl.errors import QueueFullError, UnavailableError
-from litevl.media import budgets
+from litevl.media import loader
 from litevl.media.budgets import ByteBudget, BytesInFlight
 from litevl.media.loader import MediaLoader
 from media_samples import FakePlanner, png, reference
@@ -154,20 +154,17 @@ def test_pixels_are_held_until_the_answer_is_out() -> None:
 
 
 @pytest.mark.anyio
-async def test_files_of_all_requests_together_are_bounded_and_given_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", 100)
-    in_flight = BytesInFlight()
+async def test_files_of_all_requests_together_are_bounded_and_given_back() -> None:
+    in_flight = BytesInFlight(100, "files")
     first, second = ByteBudget(in_flight), ByteBudget(in_flight)
     first.spend(60, "image", "p")
     with pytest.raises(UnavailableError):
         second.spend(41, "video", "p")
     second.spend(40, "video", "p")
-    first.end()
-    first.end()
+    first.close()
+    first.close()
     second.spend(60, "video", "p")
-    second.end()
+    second.close()
     assert in_flight.used == 0
 
 
@@ -175,12 +172,12 @@ async def test_files_of_all_requests_together_are_bounded_and_given_back(
 async def test_what_a_request_has_brought_counts_until_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budgets, "MAX_BYTES_IN_FLIGHT", len(png()) * 3)
+    monkeypatch.setattr(loader, "MAX_BYTES_IN_FLIGHT", len(png()) * 3)
     refs = [reference("data:image/png;base64," + base64.b64encode(png()).decode())] * 2
-    loader = MediaLoader(FakePlanner(lambda probe: (0,)), Config())
+    media = MediaLoader(FakePlanner(lambda probe: (0,)), Config())
     for _ in range(3):
-        assert len(await loader.load(refs)) == len(await loader.measure(refs)) == 2
+        assert len(await media.load(refs)) == len(await media.measure(refs)) == 2
     with pytest.raises(UnavailableError):
-        await loader.load(refs + refs)
-    assert await loader.load(refs)
-    await loader.close()
+        await media.load(refs + refs)
+    assert await media.load(refs)
+    await media.close()

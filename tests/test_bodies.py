@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from fakes import PATIENCE, Rig, assert_error, body, request_bytes, running
-from litevl.api.bodies import BodyBudget, BodyLimit, let_go_of_body
+from litevl.api.bodies import BodyLimit, let_go_of_body
 from litevl.errors import LitevlError, RequestTooLargeError, UnavailableError
+from litevl.media.budgets import BytesInFlight
 
 LIMIT, BUDGET = 100, 250
 
@@ -88,14 +89,14 @@ async def ask_all(limit: BodyLimit, some: Iterable[Client], cancelled: Iterable[
 def test_whatever_becomes_of_requests_the_budget_is_whole_again(
     some: list[Client], cancelled: list[int]
 ) -> None:
-    budget = BodyBudget(BUDGET)
+    budget = BytesInFlight(BUDGET, "requests")
     asyncio.run(ask_all(BodyLimit(application, LIMIT, budget), some, cancelled))
     assert budget.used == 0
 
 
 @given(st.lists(st.integers(0, LIMIT), max_size=6), st.booleans())
 def test_no_more_is_taken_than_there_is(sizes: list[int], is_declared: bool) -> None:
-    budget, most = BodyBudget(BUDGET), 0
+    budget, most = BytesInFlight(BUDGET, "requests"), 0
 
     async def hold(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal most
@@ -117,7 +118,7 @@ def test_no_more_is_taken_than_there_is(sizes: list[int], is_declared: bool) -> 
 
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_one_request_may_take_no_more_than_its_limit(is_declared: bool) -> None:
-    budget = BodyBudget(BUDGET)
+    budget = BytesInFlight(BUDGET, "requests")
     end = asyncio.run(ask(BodyLimit(application, LIMIT, budget), Client((60, 41), is_declared)))
     assert isinstance(end, RequestTooLargeError)
     assert budget.used == 0

@@ -100,20 +100,20 @@ def test_an_impossible_value_is_named(arguments: list[str], words: str) -> None:
 def test_a_public_address_without_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="no key is set"):
         load_keys(Config(host="0.0.0.0"))
-    assert load_keys(Config(host="0.0.0.0", no_api_key=True)).values == ()
-    assert load_keys(Config(host="127.0.0.1")).values == ()
+    assert load_keys(Config(host="0.0.0.0", no_api_key=True)).api_key == ()
+    assert load_keys(Config(host="127.0.0.1")).api_key == ()
     with pytest.raises(ConfigError, match=r"--public-url https://a\.b is .* no key is set"):
         load_keys(Config(public_url="https://a.b"))
-    assert load_keys(Config(public_url="https://a.b", no_api_key=True)).values == ()
+    assert load_keys(Config(public_url="https://a.b", no_api_key=True)).api_key == ()
 
 
 def test_a_missing_key_file_is_made_for_its_user_alone(tmp_path: Path) -> None:
     file = tmp_path / "state" / "key"
-    keys = load_keys(Config(host="0.0.0.0", api_key_file=str(file)))
-    assert keys.values == tuple(file.read_text().split()) and len(keys.values[0]) >= 32
+    keys = load_keys(Config(host="0.0.0.0", api_key_file=str(file))).api_key
+    assert keys == tuple(file.read_text().split()) and len(keys[0]) >= 32
     assert file.stat().st_mode & 0o777 == 0o600
-    assert load_keys(Config(api_key_file=str(file))) == keys
-    assert keys.values[0] not in mask(keys.values[0])
+    assert load_keys(Config(api_key_file=str(file))).api_key == keys
+    assert keys[0] not in mask(keys[0])
 
 
 def test_a_made_key_is_not_written_through_a_link(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_note_in_a_key_file_is_refused_and_no_word_of_it_is_a_key(
     with pytest.raises(ConfigError, match="one a line, no notes"):
         load_keys(Config(api_key_file=str(file)))
     file.write_text(file.read_text().replace(note, ""))
-    assert load_keys(Config(api_key_file=str(file))).values == ("sk-one", "sk-two")
+    assert load_keys(Config(api_key_file=str(file))).api_key == ("sk-one", "sk-two")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"], []])
@@ -279,7 +279,7 @@ def test_info_tells_what_a_model_needs_without_its_weights(
     rows = {name: text.strip() for name, text in told.items()}
     assert rows["family"] == "Qwen2.5-VL (qwen2_5_vl)"
     assert rows["parameters"].startswith("72.7")  # Qwen2.5-72B has 72.7 billion
-    assert rows["KV cache"].startswith("312 MiB for 1,000 tokens")  # 2 x 80 x 8 x 128 x 2 bytes
+    assert rows["KV cache"].startswith("312.5 MiB for 1,000 tokens")  # 2 x 80 x 8 x 128 x 2 bytes
     assert "too little memory" in rows["this machine"]
     assert rows["80 GB card"] == "too small"
     assert rows["pictures"] == "28 x 28 pixels a token, 4 to 16,384 tokens each"

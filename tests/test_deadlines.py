@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import uvicorn
@@ -107,7 +107,7 @@ class Connection:
         self.transport = Transport()
         self.may_read = asyncio.Event()
         self.may_read.set()
-        make = cast(Any, within(LIMITS))
+        make = within(LIMITS)
         config = uvicorn.Config(
             self.answer, interface="asgi3", log_config=None, timeout_keep_alive=LIMITS.idle_s
         )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from litevl.cache import Cache
 from litevl.engine.blocks import BlockPool
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.engine import QUEUE_S, Engine
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import ContextLengthError, QueueFullError, UnavailableError
@@ -89,7 +89,7 @@ def engine(
 ) -> Engine:
     scheduler = Scheduler(
         BlockPool(num_blocks, 4),
-        EncoderCache(),
+        Cache(),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=16,
     )

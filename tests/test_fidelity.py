@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from litevl.check import TIE
 from litevl.engine.engine import Engine
 from litevl.models import qwen_vl
 from litevl.sequence import Prompt
-from rig import TIE, Rig, greedy, run_all
+from rig import Rig, greedy, run_all
 from tiny_models import FAMILIES, make_checkpoint
 
 NUM_TOKENS = 24

@@ -9,23 +9,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import settings_table
 from litevl import __version__
-from litevl.config import flag, setting_names
-from tools import settings_table
-from tools.size import functions
+from litevl.config import Config, flag
+from size import functions
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "addresses", "sequence", "health", "config", "errors", "logs", "progress"}
+NOUNS = {"", "addresses", "cache", "sequence", "health", "config", "errors", "logs", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
+    "cache": set(),
     "errors": set(),
     "health": set(),
     "logs": set(),
@@ -73,7 +75,7 @@ def sources(*folders: str) -> dict[str, str]:
 
 
 PACKAGE = sources("litevl")
-PROJECT = PACKAGE | sources("tests", "training", "tools", "benchmarks", "soak")
+PROJECT = PACKAGE | sources("tests", "training", "benchmarks")
 
 
 def room(module: str) -> str:
@@ -142,8 +144,8 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "addresses", "errors", "health", "logs", "sequence", "config", "settings", "progress",
-        "media", "api", "ask", "banner", "serve", "cli",
+        "", "addresses", "cache", "errors", "health", "logs", "sequence", "config", "settings",
+        "progress", "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 
 
@@ -369,7 +371,7 @@ def test_every_promise_names_tests_that_exist() -> None:
 
 
 def missing_flags(text: str) -> list[str]:
-    flags = (flag(name) for name in setting_names() if name != "model")  # MODEL is no flag
+    flags = (flag(each.name) for each in fields(Config) if each.name != "model")  # MODEL is no flag
     return [each for each in flags if not re.search(rf"(?<![\w-]){each}(?![\w-])", text)]
 
 
@@ -413,7 +415,7 @@ def test_the_page_about_settings_is_what_the_config_says() -> None:
 
 
 def test_a_flag_that_is_only_part_of_another_is_missing() -> None:
-    told = " ".join(flag(name) for name in setting_names() if name != "api_key")
+    told = " ".join(flag(each.name) for each in fields(Config) if each.name != "api_key")
     assert "--api-key-file" in told
     assert missing_flags(told) == ["--api-key"]
 

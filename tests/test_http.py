@@ -202,7 +202,7 @@ def test_a_prompt_that_is_too_long_is_400(shared: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_media_or_engine_refuse_keeps_its_status(rig: Rig, stream: bool) -> None:
-    rig.media.error = MediaError("broken", param="messages[0].content[0]", code="image_parse_error")
+    rig.media.error = MediaError("messages[0].content[0]", "broken", code="image_parse_error")
     path = "messages[0].content[0]"
     assert_error(rig.chat(stream=stream), 400, "image_parse_error", path)
     rig.media.error = None

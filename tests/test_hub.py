@@ -236,7 +236,7 @@ def test_a_terminal_gets_one_line_a_phase() -> None:
     progress.end()
     shown = [line.rpartition("\x1b[K")[2] for line in stream.getvalue().split("\n")]
     assert [line.split()[0] for line in shown if line] == ["downloading", "loading"]
-    assert "100.0 MiB" in shown[0]
+    assert "100 MiB" in shown[0]
     assert all(len(line) <= 100 for line in shown)
 
 
@@ -247,5 +247,5 @@ def test_a_log_gets_plain_lines_and_few() -> None:
         progress.report("downloading", done * 2**20, 1000 * 2**20, "B")
     progress.end()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "litevl: downloading 1000.0 MiB" and len(lines) <= 4
+    assert lines[0] == "litevl: downloading 1,000 MiB" and len(lines) <= 4
     assert "\x1b" not in stream.getvalue()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from litevl.cache import Cache
 from litevl.config import Config
 from litevl.errors import (
     ContextLengthError,
@@ -22,7 +23,6 @@ from litevl.errors import (
     UnavailableError,
 )
 from litevl.media import budgets, decode, fetch, loader, sources
-from litevl.media.cache import MediaCache
 from litevl.media.loader import MediaLoader
 from litevl.sequence import (
     LoadedMedia,
@@ -190,22 +190,13 @@ async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -
 
 
 def test_the_cache_keeps_within_its_bytes_what_was_used_last() -> None:
-    def media(size: int) -> LoadedMedia:
-        return LoadedMedia(
-            probe=Probe(kind="image", width=1, height=size),
-            plan=MediaPlan(frame_indices=(0,), width=1, height=size),
-            frames=np.zeros((1, size, 1, 3), np.uint8),
-            digest=b"",
-            param="",
-        )
-
-    cache = MediaCache(30)
-    for name in (b"a", b"b", b"a", b"c"):
-        cache.put(name, media(4))
-        cache.get(b"a")
-    assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
-    cache.put(b"large", media(11))
-    assert cache.get(b"large") is None and cache.used == 24
+    cache: Cache[str, str] = Cache(30)
+    for name in "abac":
+        cache.put(name, "frames", 12)
+        cache.get("a")
+    assert [cache.get(name) for name in "abc"] == ["frames", None, "frames"]
+    cache.put("large", "frames", 33)
+    assert cache.get("large") is None and cache.used == 24
 
 
 # Limits ----------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_what_is_refused_is_counted_by_its_code_once(rig: Rig) -> None:
     rig.engine.refusal = QueueFullError("Full.")
     assert rig.chat(n=2).status_code == 429
     assert stream(rig).count("rate_limit_exceeded") == 1
-    rig.media.error = MediaError("broken", code="image_parse_error")
+    rig.media.error = MediaError("messages", "broken", code="image_parse_error")
     assert rig.chat(**with_media(PICTURE)).status_code == 400
     told = {
         "invalid_value": 1,

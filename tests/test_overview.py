@@ -9,7 +9,7 @@ import pytest
 from fakes import KEY, running
 from litevl.addresses import addresses
 from litevl.api.overview import FOLDER, page_routes
-from litevl.banner import Keys, Serving, banner
+from litevl.banner import banner
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.sequence import ModelCard, SamplingDefaults
@@ -113,11 +113,10 @@ def test_only_a_terminal_is_told_the_key_and_only_in_the_pages_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    serving = Serving(Config(), Keys(values=("sk-a/b#c",)), 80)
-    log = banner(serving, CARD, {})
+    config = Config(api_key=("sk-a/b#c",))
+    log = banner(config, 80, CARD, {})
     assert "http://127.0.0.1:80/\n" in log and "sk-a/b#c" not in log and "#key" not in log
-    assert "http://127.0.0.1:80/#key=sk-a%2Fb%23c\n" in banner(serving, CARD, {}, tells_key=True)
-    without_page = Serving(Config(no_page=True), Keys(values=("sk-a",)), 80)
-    assert "#key" not in banner(without_page, CARD, {}, tells_key=True)
-    without_key = Serving(Config(), Keys(values=()), 80)
-    assert "http://127.0.0.1:80/\n" in banner(without_key, CARD, {}, tells_key=True)
+    assert "http://127.0.0.1:80/#key=sk-a%2Fb%23c\n" in banner(config, 80, CARD, {}, tells_key=True)
+    without_page = Config(no_page=True, api_key=("sk-a",))
+    assert "#key" not in banner(without_page, 80, CARD, {}, tells_key=True)
+    assert "http://127.0.0.1:80/\n" in banner(Config(), 80, CARD, {}, tells_key=True)

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from litevl.cache import Cache
 from litevl.engine.blocks import BlockPool
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.scheduler import Scheduler
-from litevl.sequence import MediaItem, Prompt, SamplingParams, Sequence, SequenceStatus, Step
+from litevl.sequence import (
+    MediaItem,
+    MediaKey,
+    Prompt,
+    SamplingParams,
+    Sequence,
+    SequenceStatus,
+    Step,
+)
 
 BLOCKS, BLOCK_SIZE, MAX_SEQS, MAX_TOKENS, MAX_ENCODER = 12, 4, 3, 10, 8
 
@@ -47,7 +55,7 @@ def scheduler(num_blocks: int = BLOCKS, **changes: int) -> Scheduler:
         "max_num_batched_tokens": MAX_TOKENS,
         "max_encoder_tokens": MAX_ENCODER,
     }
-    return Scheduler(BlockPool(num_blocks, BLOCK_SIZE), EncoderCache(), **(limits | changes))
+    return Scheduler(BlockPool(num_blocks, BLOCK_SIZE), Cache(), **(limits | changes))
 
 
 def run(each: Scheduler, step: Step) -> None:
@@ -237,7 +245,7 @@ def test_what_a_spoiled_sequence_computed_is_offered_to_nobody() -> None:
 
 def test_a_picture_seen_before_or_beside_is_encoded_once() -> None:
     each = scheduler(100, max_num_batched_tokens=60)
-    each.encoder_cache = EncoderCache(8)
+    each.encoder_cache = Cache(8)
     first, second = sequence("first", 12, (2, 6)), sequence("second", 12, (4, 6))
     shared = replace(second.prompt.media[0], digest=first.prompt.media[0].digest)
     second.prompt = replace(second.prompt, media=(shared,))
@@ -254,7 +262,7 @@ def test_a_picture_seen_before_or_beside_is_encoded_once() -> None:
 
 
 def test_features_that_nobody_holds_make_room_the_longest_unused_first() -> None:
-    cache: EncoderCache[str] = EncoderCache(12)
+    cache: Cache[MediaKey, str] = Cache(12)
     a, b, c, d = ((b"", name) for name in (b"a", b"b", b"c", b"d"))
     for key in (a, b, c):
         cache.hold(key)

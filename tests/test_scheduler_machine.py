@@ -23,8 +23,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from litevl.cache import Cache
 from litevl.engine.blocks import BlockPool
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.scheduler import Scheduler
 from litevl.sequence import (
     Chunk,
@@ -89,7 +89,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, limits: Limits) -> None:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, limits.block_size)
-        self.cache: EncoderCache[MediaKey] = EncoderCache(limits.capacity)
+        self.cache: Cache[MediaKey, MediaKey] = Cache(limits.capacity)
         self.scheduler = Scheduler(
             self.pool,
             self.cache,

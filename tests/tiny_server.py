@@ -27,7 +27,7 @@ from litevl.config import Config
 from litevl.engine.engine import Engine
 from litevl.media import fetch, workers
 from litevl.media.loader import MediaLoader
-from litevl.sequence import ModelCard, SamplingDefaults, Sequence
+from litevl.sequence import ModelCard, SamplingDefaults
 from rig import LoggedRunner
 from rig import Rig as Model
 from tiny_models import make_checkpoint
@@ -225,7 +225,3 @@ def before(patch: pytest.MonkeyPatch, owner: Any, name: str, first: Callable[...
         return call(*args, **options)
 
     patch.setattr(owner, name, changed)
-
-
-def number_of_tokens(sequence: Sequence) -> int:
-    return len(sequence.output_token_ids)

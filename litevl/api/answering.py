@@ -6,7 +6,7 @@ neither messages nor media.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
 from litevl.api.bodies import let_go_of_body
-from litevl.api.choices import Choice, Delta, Reader, Tally, gather, read_deltas
+from litevl.api.choices import Choice, Delta, Reader, gather, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.exchange import read_body, send_events, until_disconnect
 from litevl.api.fields import JSONObject
@@ -29,13 +29,13 @@ from litevl.api.responses import (
     AnswerHead,
     ChunkWriter,
     Form,
-    Usage,
     usage_member,
+    usage_object,
     whole_answer,
 )
 from litevl.api.sampling import Sampling
 from litevl.api.service import Service
-from litevl.sequence import FinishReason, Grammar, Prompt, Sequence
+from litevl.sequence import FinishReason, Grammar, Prompt, Sequence, TokenMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,74 +45,40 @@ class Accepted:
     head: AnswerHead
     form: Form
     prompts: Many[Prompt]
-    sequences: Many[Sequence]
-    readers: Many[Reader]  # one for each sequence
+    sampling: Sampling
     streaming: Streaming
-    stop: tuple[str, ...]
+    reader: Callable[[], Reader]  # a new one for each answer
+    grammar: Grammar | None
+    grammar_param: str  # the fields that errors about these name
+    prompt_param: str
     calls_end_as: FinishReason = FinishReason.TOOL_CALLS
     more: JSONObject = field(default_factory=dict)  # litevl's own members of the answer
 
-    def usage(self, tally: Tally) -> Usage:
-        return Usage.of(self.prompts, tally)
+
+Accept = Callable[[Service, Backend, bytes, Scope], Coroutine[Any, Any, Accepted]]
+
+
+class Generating:
+    """An endpoint that generates, as an ASGI application; `accept` reads its requests."""
+
+    def __init__(self, service: Service, accept: Accept) -> None:
+        self._service = service
+        self._accept = accept
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the body accepted and answered, unless the client hangs up before."""
+        service = self._service
+        backend = service.ready_backend()
+        # The body is handed on and not kept: the model may answer for minutes.
+        accepting = self._accept(service, backend, await read_body(scope, receive), scope)
+        with closing(accepting), service.admission.enter(scope):
+            answering = _answer(service, backend, accepting, scope, receive, send)
+            await until_disconnect(receive, answering)
 
 
 def new_head(prefix: str, model: str) -> AnswerHead:
     """A new id and the time."""
     return AnswerHead(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
-
-
-async def new_sequences(
-    service: Service,
-    backend: Backend,
-    prompts: Many[Prompt],
-    sampling: Sampling,
-    *,
-    name: str,
-    scope: Scope,
-    grammar: Grammar | None,
-    grammar_param: str,
-    prompt_param: str,
-) -> list[Sequence]:
-    """A sequence for each answer to each prompt, in order; raises what cannot be sampled so.
-
-    `grammar_param` and `prompt_param` are the fields that errors about them name.
-    """
-    params = [
-        each
-        for prompt in prompts
-        for each in sampling.params(backend.card, len(prompt), service.draw_seed(), prompt_param)
-    ]
-    sequences = []
-    for index, each in enumerate(params):
-        prompt = prompts[index // sampling.n]
-        mask = None
-        if grammar:
-            compile_ = partial(backend.grammars.compile, grammar, param=grammar_param)
-            mask = await service.in_worker(partial(compile_, after_thinking=prompt.is_thinking))
-        sequences.append(
-            Sequence(
-                request_id=f"{name}-{index}",
-                prompt=prompt,
-                params=each,
-                scope=caller_of(scope),
-                mask=mask,
-            )
-        )
-    return sequences
-
-
-Accept = Callable[[Backend, bytes, Scope], Coroutine[Any, Any, Accepted]]
-
-
-async def answer(
-    service: Service, accept: Accept, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Have the body accepted and answered, unless the client hangs up before."""
-    backend = service.ready_backend()
-    # The body is handed on and not kept: the model may answer for minutes.
-    accepting = accept(backend, await read_body(scope, receive), scope)
-    with closing(accepting), service.admission.enter(scope):
-        await until_disconnect(receive, _answer(service, backend, accepting, scope, receive, send))
 
 
 async def _answer(
@@ -125,33 +91,69 @@ async def _answer(
 ) -> None:
     """Generate, and send what came in the way that the request asks for."""
     accepted = await accepting
+    sequences = await new_sequences(service, backend, accepted, caller_of(scope))
     record = record_of(scope)
-    record.accept(accepted.head.model, accepted.prompts, accepted.sequences)
+    record.accept(accepted.head.model, accepted.prompts, sequences)
     let_go_of_body(scope)
-    token_bytes = backend.preprocessor.token_bytes
-    choices = [
-        Choice(
-            index,
-            sequence.request_id,
-            detokenizer=Detokenizer(token_bytes, accepted.stop),
-            reader=reader,
-            token_name=backend.preprocessor.token_name,
-            calls_end_as=accepted.calls_end_as,
-        )
-        for index, (sequence, reader) in enumerate(
-            zip(accepted.sequences, accepted.readers, strict=True)
-        )
-    ]
-    generation = service.generation(backend, accepted.sequences)
+    choices = [_choice(backend, accepted, *each) for each in enumerate(sequences)]
+    generation = service.generation(backend, sequences)
     async with aclosing(read_deltas(generation, choices, record.note)) as deltas:
         if accepted.streaming.stream:
             await send_events(_events(deltas, accepted), scope, send)
             return
-        tally = Tally()
-        wholes = await gather(deltas, tally)
-        usage = accepted.usage(tally)
+        wholes = await gather(deltas)
+        usage = usage_object(accepted.prompts, wholes)
         whole = whole_answer(accepted.head, accepted.form, wholes, usage, accepted.more)
         await whole(scope, receive, send)
+
+
+async def new_sequences(
+    service: Service, backend: Backend, accepted: Accepted, caller: bytes
+) -> list[Sequence]:
+    """A sequence for each answer to each prompt, in order; raises what cannot be sampled so."""
+    wanted = [
+        (prompt, params)
+        for prompt in accepted.prompts
+        for params in accepted.sampling.params(
+            backend.card, len(prompt), service.draw_seed(), accepted.prompt_param
+        )
+    ]
+    return [
+        Sequence(
+            request_id=f"{accepted.head.id}-{index}",
+            prompt=prompt,
+            params=params,
+            scope=caller,
+            mask=await _mask(service, backend, accepted, prompt),
+        )
+        for index, (prompt, params) in enumerate(wanted)
+    ]
+
+
+async def _mask(
+    service: Service, backend: Backend, accepted: Accepted, prompt: Prompt
+) -> TokenMask | None:
+    if accepted.grammar is None:
+        return None
+    return await service.in_worker(
+        partial(
+            backend.grammars.compile,
+            accepted.grammar,
+            after_thinking=prompt.is_thinking,
+            param=accepted.grammar_param,
+        )
+    )
+
+
+def _choice(backend: Backend, accepted: Accepted, index: int, sequence: Sequence) -> Choice:
+    return Choice(
+        index,
+        sequence.request_id,
+        detokenizer=Detokenizer(backend.preprocessor.token_bytes, accepted.sampling.stop),
+        reader=accepted.reader(),
+        token_name=backend.preprocessor.token_name,
+        calls_end_as=accepted.calls_end_as,
+    )
 
 
 async def _events(
@@ -159,18 +161,18 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events: each choice's first with its first token, then wherever there is news."""
     writer = ChunkWriter(accepted.head, accepted.form, accepted.more)
-    tally = Tally()
+    latest: dict[int, Delta] = {}
     async for delta in deltas:
-        tally.add(delta)
+        latest[delta.index] = delta
         is_news = delta.pieces or delta.scores or delta.finish_reason
         if is_news or not writer.has_begun(delta.index):
-            yield writer.delta(delta, _usage_of_chunk(accepted, tally))
+            yield writer.delta(delta, _usage_of_chunk(accepted, latest.values()))
     if accepted.streaming.include_usage:
-        yield writer.usage(accepted.usage(tally))
+        yield writer.usage(usage_object(accepted.prompts, latest.values()))
     yield DONE
 
 
-def _usage_of_chunk(accepted: Accepted, tally: Tally) -> str:
+def _usage_of_chunk(accepted: Accepted, latest: Collection[Delta]) -> str:
     if accepted.streaming.continuous_usage_stats:
-        return usage_member(accepted.usage(tally))
+        return usage_member(usage_object(accepted.prompts, latest))
     return usage_member(None) if accepted.streaming.include_usage else ""

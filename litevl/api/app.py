@@ -14,24 +14,28 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
+from litevl.api.answering import Generating
 from litevl.api.auth import OPEN_PATHS, Authentication, Keys
-from litevl.api.bodies import BodyBudget, BodyLimit
-from litevl.api.chat import ChatCompletions
-from litevl.api.completions import Completions
+from litevl.api.bodies import BodyLimit
+from litevl.api.chat import accept_chat
+from litevl.api.completions import accept_completion
 from litevl.api.exchange import find_model
-from litevl.api.middleware import AnswerHeaders, Errors, Normaliser, Recording
+from litevl.api.middleware import AnswerHeaders, Errors, Recording, normalised
 from litevl.api.openapi import openapi_document
 from litevl.api.overview import page_routes
 from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
 from litevl.api.status import StatusEndpoints
-from litevl.api.tokens import TokenEndpoints
+from litevl.api.tokens import Counting, detokenize, input_tokens, tokenize
 from litevl.config import Config
 from litevl.health import Health
+from litevl.media.budgets import BytesInFlight
 
 
-def create_app(config: Config, service: Service, budget: BodyBudget, records: Records) -> ASGIApp:
+def create_app(
+    config: Config, service: Service, budget: BytesInFlight, records: Records
+) -> ASGIApp:
     """The whole HTTP side. `config.api_key` holds every key that may call; none: everybody may."""
 
     @contextlib.asynccontextmanager
@@ -51,7 +55,11 @@ def create_app(config: Config, service: Service, budget: BodyBudget, records: Re
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
-        await (http if scope["type"] == "http" else router)({**scope, "app": app}, receive, send)
+        scope = {**scope, "app": app}
+        if scope["type"] == "http":
+            await http(normalised(scope), receive, send)
+        else:
+            await router(scope, receive, send)
 
     return app
 
@@ -59,7 +67,7 @@ def create_app(config: Config, service: Service, budget: BodyBudget, records: Re
 def _wrap(
     app: ASGIApp,
     config: Config,
-    budget: BodyBudget,
+    budget: BytesInFlight,
     open_paths: frozenset[str],
     recorded: Callable[[ASGIApp], ASGIApp],
 ) -> ASGIApp:
@@ -82,7 +90,7 @@ def _wrap(
             allow_private_network=True,
             expose_headers=["x-request-id", "x-litevl-json-repaired"],
         )
-    return Normaliser(AnswerHeaders(app))
+    return AnswerHeaders(app)
 
 
 def routes(config: Config, service: Service, records: Records) -> list[Route]:
@@ -113,8 +121,7 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
     status = StatusEndpoints(config, service, records)
     # Written once: strangers may ask for it as often as they like.
     document = JSONResponse(openapi_document(asks_for_key=bool(config.api_key))).body
-    tokens = TokenEndpoints(service)
-    chat = ChatCompletions(service, reasoning_in_content=config.reasoning_in_content)
+    chat = partial(accept_chat, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),
         Route("/health/live", live),
@@ -124,9 +131,9 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         Route("/openapi.json", openapi),
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/chat/completions", chat, methods=["POST"]),
-        Route("/chat/completions/input_tokens", tokens.input_tokens, methods=["POST"]),
-        Route("/tokenize", tokens.tokenize, methods=["POST"]),
-        Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        Route("/completions", Completions(service), methods=["POST"]),
+        Route("/chat/completions", Generating(service, chat), methods=["POST"]),
+        Route("/chat/completions/input_tokens", Counting(service, input_tokens), methods=["POST"]),
+        Route("/tokenize", Counting(service, tokenize), methods=["POST"]),
+        Route("/detokenize", Counting(service, detokenize), methods=["POST"]),
+        Route("/completions", Generating(service, accept_completion), methods=["POST"]),
     ]

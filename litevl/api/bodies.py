@@ -8,34 +8,18 @@ whatever way. Knows nothing of what bodies hold.
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from litevl.errors import RequestTooLargeError, UnavailableError
+from litevl.errors import RequestTooLargeError
+from litevl.media.budgets import BytesInFlight
 
 MAX_BYTES_IN_FLIGHT = 384 * 2**20  # four of the largest; a body costs about thrice itself in memory
 
 _CLAIM = "litevl.body"  # in the scope
 
 
-class BodyBudget:
-    """Bytes of all bodies in flight. Belongs to one event loop."""
-
-    def __init__(self, limit: int) -> None:
-        self.used = 0
-        self._limit = limit
-
-    def take(self, size: int) -> None:
-        """`UnavailableError`, and nothing taken, where it is more than is left."""
-        if self.used + size > self._limit:
-            raise UnavailableError("Too many large requests are under way; try again in a moment.")
-        self.used += size
-
-    def give_back(self, size: int) -> None:
-        self.used -= size
-
-
 class _Claim:
     """What one request has taken of the budget, and may take at most."""
 
-    def __init__(self, budget: BodyBudget, limit: int) -> None:
+    def __init__(self, budget: BytesInFlight, limit: int) -> None:
         self._budget = budget
         self._limit = limit
         self._taken = 0
@@ -59,7 +43,7 @@ class BodyLimit:
     """413 for a body that is declared, or turns out, larger than `limit` bytes; 503 for one that
     goes beyond the budget of all."""
 
-    def __init__(self, app: ASGIApp, limit: int, budget: BodyBudget) -> None:
+    def __init__(self, app: ASGIApp, limit: int, budget: BytesInFlight) -> None:
         self._app = app
         self._limit = limit
         self._budget = budget

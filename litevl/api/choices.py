@@ -159,34 +159,10 @@ def _by_request(outputs: Iterable[StepOutput]) -> Mapping[str, list[StepOutput]]
     return grouped
 
 
-class Tally:
-    """Tokens of all choices of a request so far."""
-
-    def __init__(self) -> None:
-        self._latest: dict[int, Delta] = {}
-
-    def add(self, delta: Delta) -> None:
-        self._latest[delta.index] = delta
-
-    @property
-    def completion_tokens(self) -> int:
-        return sum(each.completion_tokens for each in self._latest.values())
-
-    @property
-    def reasoning_tokens(self) -> int:
-        return sum(each.reasoning_tokens for each in self._latest.values())
-
-    @property
-    def cached_tokens(self) -> int:
-        """Of the prompt, found in the prefix cache when its first answer began."""
-        return self._latest[min(self._latest)].cached_tokens if self._latest else 0
-
-
-async def gather(deltas: AsyncGenerator[Delta, None], tally: Tally) -> list[Delta]:
+async def gather(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
     """Each choice's whole answer as one delta, in order of their index."""
     wholes: dict[int, Delta] = {}
     async for delta in deltas:
-        tally.add(delta)
         before = wholes.get(delta.index)
         if before:
             pieces, scores = [*before.pieces, *delta.pieces], before.scores + delta.scores

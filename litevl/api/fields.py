@@ -22,7 +22,6 @@ class Reader(Protocol):
     @property
     def schema(self) -> JSONObject:
         """JSON Schema of what passes, as far as it can be told from the value alone."""
-        ...
 
     def __call__(self, value: object, param: str, /) -> Any: ...
 

@@ -1,6 +1,6 @@
 """The `messages` of a chat request -> `Message`s, and references to the media between them.
 
-Called by `protocol.py`; `media/sources.py` reads the media parts. Knows no chat template.
+Called by `protocol.py`; `parts.py` reads the media parts. Knows no chat template.
 """
 
 import re
@@ -24,8 +24,8 @@ from litevl.api.fields import (
     unsupported,
 )
 from litevl.api.json_body import parse_json
+from litevl.api.parts import PART_SCHEMAS, parse_part
 from litevl.errors import InvalidJSONError, InvalidValueError
-from litevl.media.sources import PART_SCHEMAS, parse_part
 from litevl.sequence import MediaOptions, MediaPart, MediaRef, Message, TextPart, ToolCall
 
 MAX_CALLS = 1024  # of tools, in one earlier answer

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import TypeVar, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -115,9 +115,8 @@ class Metrics:
 
     def text(self, model_name: str, stats: EngineStats) -> bytes:
         """All of it in Prometheus' text format."""
-        registry = CollectorRegistry()
-        registry.register(_Collected([*self._told(model_name), *_engine(model_name, stats)]))
-        return generate_latest(registry)
+        families = [*self._told(model_name), *_engine(model_name, stats)]
+        return generate_latest(_Collected(families))
 
     def _told(self, model_name: str) -> Iterator[Metric]:
         told = _Families(model_name)
@@ -215,7 +214,7 @@ class _Families:
 
 
 class _Collected(Collector):
-    """Metrics as prometheus_client's registry takes them."""
+    """Metrics as prometheus_client takes them."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

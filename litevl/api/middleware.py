@@ -32,18 +32,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ANSWER_HEADERS = "litevl.answer_headers"  # in the scope: headers that go out with whatever answer
 
 
-class Normaliser:
-    """`Post //v1//models/` is `POST /models`: clients spell base URLs and methods in many ways."""
+def normalised(scope: Scope) -> Scope:
+    """`Post //v1//models/` is `POST /models`: clients spell base URLs and methods in many ways.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            # A copy: the server frames its answer by the method that the client really sent.
-            path = normal_path(scope["path"])
-            scope = {**scope, "method": scope["method"].upper(), "path": path}
-        await self._app(scope, receive, send)
+    A copy: the server frames its answer by the method that the client really sent.
+    """
+    return {**scope, "method": scope["method"].upper(), "path": normal_path(scope["path"])}
 
 
 def normal_path(path: str) -> str:

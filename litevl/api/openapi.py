@@ -6,7 +6,7 @@ readers); this module adds paths, keys, and the shapes of answers, which `respon
 
 from litevl import __version__
 from litevl.api.auth import OPEN_PATHS
-from litevl.api.fields import JSONObject
+from litevl.api.fields import JSONObject, nullable
 from litevl.api.middleware import normal_path
 from litevl.api.protocol import (
     ChatCompletionRequest,
@@ -28,10 +28,6 @@ def _list(items: JSONObject) -> JSONObject:
     return {"type": "array", "items": items}
 
 
-def _or_null(schema: JSONObject) -> JSONObject:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
 def _word(*words: str) -> JSONObject:
     return {"type": "string", "enum": list(words)}
 
@@ -45,13 +41,13 @@ def _object(optional: JSONObject | None = None, /, **required: JSONObject) -> JS
 
 
 _TEXT: JSONObject = {"type": "string"}
-_TEXT_OR_NULL: JSONObject = {"type": ["string", "null"]}
+_TEXT_OR_NULL = nullable(_TEXT)
 _COUNT: JSONObject = {"type": "integer", "minimum": 0}
 _NUMBER: JSONObject = {"type": "number"}
-_NUMBER_OR_NULL: JSONObject = {"type": ["number", "null"]}
+_NUMBER_OR_NULL = nullable(_NUMBER)
 _NULL: JSONObject = {"type": "null"}
 _REASON = _word(*(reason for reason in FinishReason if reason is not FinishReason.ERROR))
-_REASON_OR_NULL = _or_null(_REASON)
+_REASON_OR_NULL = nullable(_REASON)
 
 _TOOL_CALL = _object(
     id=_TEXT, type=_word("function"), function=_object(name=_TEXT, arguments=_TEXT)
@@ -73,11 +69,11 @@ def _head(kind: str) -> dict[str, JSONObject]:
 
 _PAIR: JSONObject = {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}
 _OWN: JSONObject = {"litevl": _object(media=_list(_ref("MediaReceipt")))}
-_USAGE_OF_CHUNK: JSONObject = {"usage": _or_null(_ref("Usage"))}
+_USAGE_OF_CHUNK: JSONObject = {"usage": nullable(_ref("Usage"))}
 _TEXT_CHOICE = _object(
     index=_COUNT,
     text=_TEXT,
-    logprobs=_or_null(_ref("TextLogprobs")),
+    logprobs=nullable(_ref("TextLogprobs")),
     finish_reason=_REASON_OR_NULL,
 )
 _SCORED = {"token": _TEXT, "logprob": _NUMBER, "bytes": _list(_COUNT)}
@@ -95,7 +91,7 @@ _ANSWERS: JSONObject = {
                     content=_TEXT_OR_NULL,
                     refusal=_NULL,
                 ),
-                logprobs=_or_null(_ref("ChatLogprobs")),
+                logprobs=nullable(_ref("ChatLogprobs")),
                 finish_reason=_REASON,
             )
         ),
@@ -115,7 +111,7 @@ _ANSWERS: JSONObject = {
                     },
                     content=_TEXT,
                 ),
-                logprobs=_or_null(_ref("ChatLogprobs")),
+                logprobs=nullable(_ref("ChatLogprobs")),
                 finish_reason=_REASON_OR_NULL,
             )
         ),
@@ -144,7 +140,7 @@ _ANSWERS: JSONObject = {
             "source_fps": _NUMBER_OR_NULL,
             "duration": _NUMBER_OR_NULL,
             "sampled_fps": _NUMBER_OR_NULL,
-            "frame_times": _or_null(_list(_NUMBER)),
+            "frame_times": nullable(_list(_NUMBER)),
         },
         kind=_word("image", "video"),
         original_size=_PAIR,
@@ -163,7 +159,7 @@ _ANSWERS: JSONObject = {
         count=_COUNT,
         max_model_len=_COUNT,
         tokens=_list(_COUNT),
-        token_strs=_or_null(_list(_TEXT)),
+        token_strs=nullable(_list(_TEXT)),
     ),
     "Text": _object(prompt=_TEXT),
     "Model": _object(
@@ -181,18 +177,18 @@ _ANSWERS: JSONObject = {
     "Page": _TEXT,
     "Status": _object(
         status=_word(*Health),
-        loading=_or_null(_object(phase=_TEXT, progress=_NUMBER_OR_NULL)),
+        loading=nullable(_object(phase=_TEXT, progress=_NUMBER_OR_NULL)),
         version=_TEXT,
         uptime_seconds=_NUMBER,
         addresses=_object(local=_TEXT, network=_TEXT_OR_NULL, public=_TEXT_OR_NULL),
         model=_TEXT_OR_NULL,
-        max_model_len={"type": ["integer", "null"]},
-        defaults=_or_null(
+        max_model_len=nullable(_COUNT),
+        defaults=nullable(
             _object(temperature=_NUMBER, top_p=_NUMBER, top_k=_COUNT, repetition_penalty=_NUMBER)
         ),
         running=_COUNT,
         waiting=_COUNT,
-        kv_cache=_or_null(_object(usage=_NUMBER, blocks=_COUNT, block_size=_COUNT)),
+        kv_cache=nullable(_object(usage=_NUMBER, blocks=_COUNT, block_size=_COUNT)),
         tokens_per_second=_NUMBER,
         recent=_list(
             _object(

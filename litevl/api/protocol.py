@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from litevl.api.fields import (
-    Described,
     Integer,
     JSONObject,
     ListOf,
@@ -27,6 +26,7 @@ from litevl.api.fields import (
     unsupported,
 )
 from litevl.api.messages import MessageReader
+from litevl.api.parts import read_defaults
 from litevl.api.sampling import SAMPLING_FIELDS, Sampling, read_sampling
 from litevl.api.tools import (
     ToolChoice,
@@ -35,7 +35,6 @@ from litevl.api.tools import (
     read_tool_choice,
     read_tools,
 )
-from litevl.media.sources import DEFAULTS_SCHEMA, parse_defaults
 from litevl.sequence import (
     ChoiceGrammar,
     Conversation,
@@ -197,7 +196,7 @@ CHAT_FIELDS: Mapping[str, Reader] = {
     "structured_outputs": read_structured_outputs,
     "reasoning_effort": OneOf(("none", "minimal", "low", "medium", "high", "xhigh")),
     "chat_template_kwargs": json_object,
-    "mm_processor_kwargs": Described(parse_defaults, DEFAULTS_SCHEMA),
+    "mm_processor_kwargs": read_defaults,
     "media_fit": OneOf(("none", "auto")),
     "media_receipt": flag,
 }

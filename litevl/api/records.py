@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 from starlette.types import Scope
 
@@ -32,16 +33,15 @@ LEFT = 499  # nginx's status for a client that did not wait for its answer
 _RECORD = "litevl.record"
 
 
+@dataclass(slots=True)
 class _Answer:
     """One sequence of a request, as its tokens come."""
 
-    __slots__ = ("first", "last", "num_tokens", "reason", "sequence")
-
-    def __init__(self, sequence: Sequence, now: float) -> None:
-        self.sequence = sequence
-        self.num_tokens = 0
-        self.first = self.last = now  # of its tokens
-        self.reason: FinishReason | None = None
+    sequence: Sequence
+    first: float  # when its tokens came
+    last: float
+    num_tokens: int = 0
+    reason: FinishReason | None = None
 
 
 class RequestRecord:
@@ -83,7 +83,7 @@ class RequestRecord:
         self._accepted = time.monotonic()
         self._prompts = prompts
         self.prompt_tokens = sum(map(len, prompts))
-        self._answers = [_Answer(each, self._accepted) for each in sequences]
+        self._answers = [_Answer(each, self._accepted, self._accepted) for each in sequences]
 
     def note(self, delta: Delta) -> None:
         """A delta is about to be sent. Each token pays for what is done here."""

@@ -5,15 +5,14 @@ The one place that knows what answers look like; knows nothing of how they came 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Protocol
 
 from starlette.responses import JSONResponse
 
 from litevl.api.answer import CallArguments, CallStart, Content, Piece, Reasoning, join
-from litevl.api.choices import Delta, ScoredToken, Tally
+from litevl.api.choices import Delta, ScoredToken
 from litevl.api.fields import JSONObject
 from litevl.errors import LitevlError
 from litevl.sequence import ModelCard, Prompt
@@ -34,40 +33,24 @@ _LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 # Usage and models ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Token counts of one request's answers."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    image_tokens: int
-    video_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-
-    @classmethod
-    def of(cls, prompts: Many[Prompt], tally: Tally) -> "Usage":
-        return cls(
-            prompt_tokens=sum(len(prompt) for prompt in prompts),
-            cached_tokens=tally.cached_tokens,
-            image_tokens=sum(prompt.num_media_tokens("image") for prompt in prompts),
-            video_tokens=sum(prompt.num_media_tokens("video") for prompt in prompts),
-            completion_tokens=tally.completion_tokens,
-            reasoning_tokens=tally.reasoning_tokens,
-        )
-
-    def as_json(self) -> JSONObject:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {
-                "cached_tokens": self.cached_tokens,
-                "image_tokens": self.image_tokens,
-                "video_tokens": self.video_tokens,
-            },
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
-        }
+def usage_object(prompts: Many[Prompt], latest: Collection[Delta]) -> JSONObject:
+    """Token counts of one request's answers, by the latest delta of each."""
+    prompt_tokens = sum(map(len, prompts))
+    completion_tokens = sum(each.completion_tokens for each in latest)
+    first = min(latest, key=lambda each: each.index, default=None)  # it has looked in the cache
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": first.cached_tokens if first else 0,
+            "image_tokens": sum(prompt.num_media_tokens("image") for prompt in prompts),
+            "video_tokens": sum(prompt.num_media_tokens("video") for prompt in prompts),
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(each.reasoning_tokens for each in latest)
+        },
+    }
 
 
 def model_object(card: ModelCard, name: str) -> JSONObject:
@@ -88,28 +71,6 @@ def model_list(card: ModelCard) -> JSONObject:
 
 
 # Choices ---------------------------------------------------------------------------------------
-
-
-class Form(Protocol):
-    """How one endpoint writes its answers."""
-
-    @property
-    def whole(self) -> str:
-        """What the object of a whole answer is called."""
-        ...
-
-    @property
-    def chunk(self) -> str:
-        """What a chunk's object is called."""
-        ...
-
-    def choice(self, whole: Delta) -> JSONObject:
-        """A whole choice."""
-        ...
-
-    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
-        """The JSON text of a chunk's choice."""
-        ...
 
 
 class ChatForm:
@@ -247,6 +208,9 @@ class TextForm:
         }
 
 
+Form = ChatForm | TextForm  # how one endpoint writes its answers
+
+
 # Answers ---------------------------------------------------------------------------------------
 
 
@@ -263,11 +227,11 @@ class AnswerHead:
 
 
 def whole_answer(
-    head: AnswerHead, form: Form, wholes: Iterable[Delta], usage: Usage, more: JSONObject
+    head: AnswerHead, form: Form, wholes: Iterable[Delta], usage: JSONObject, more: JSONObject
 ) -> JSONResponse:
     """A whole answer; `more` are members of litevl's own."""
     choices = [form.choice(whole) for whole in wholes]
-    answer = head.as_json(form.whole) | {"choices": choices, "usage": usage.as_json()}
+    answer = head.as_json(form.whole) | {"choices": choices, "usage": usage}
     return JSONResponse(answer | more)
 
 
@@ -293,14 +257,14 @@ class ChunkWriter:
         self._begun.add(delta.index)
         return f"{self._prefix}{choice}]{usage}{more}}}\n\n".encode()
 
-    def usage(self, usage: Usage) -> bytes:
+    def usage(self, usage: JSONObject) -> bytes:
         """The chunk without choices that `include_usage` asks for."""
-        return event({**self._head, "choices": [], "usage": usage.as_json()})
+        return event({**self._head, "choices": [], "usage": usage})
 
 
-def usage_member(usage: Usage | None) -> str:
+def usage_member(usage: JSONObject | None) -> str:
     """`usage` of a chunk that has a choice: a running count, or null."""
-    return f',"usage":{_one_line(usage.as_json() if usage else None)}'
+    return f',"usage":{_one_line(usage)}'
 
 
 # Errors ----------------------------------------------------------------------------------------

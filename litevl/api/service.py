@@ -33,33 +33,17 @@ class Loading:
     progress: float | None = None  # the share of it that is done, where that is known
 
 
-class _Mailbox:
-    """What has arrived for one request and was not yet taken. Used on the event loop only."""
-
-    def __init__(self) -> None:
-        self._outputs: list[StepOutput] = []
-        self._arrived = asyncio.Event()
-
-    def put(self, output: StepOutput) -> None:
-        self._outputs.append(output)
-        self._arrived.set()
-
-    async def take(self) -> list[StepOutput]:
-        """Everything since the last call; waits for at least one."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        outputs, self._outputs = self._outputs, []
-        return outputs
+Mailbox = asyncio.Queue[StepOutput]  # what has arrived for one request and was not yet taken
 
 
 class Generation:
     """One request's sequences in the engine. Whatever has not ended when it is left is aborted."""
 
     def __init__(
-        self, mailboxes: dict[str, _Mailbox], backend: Backend, sequences: Many[Sequence]
+        self, mailboxes: dict[str, Mailbox], backend: Backend, sequences: Many[Sequence]
     ) -> None:
         self._mailboxes = mailboxes
-        self._mailbox = _Mailbox()
+        self._mailbox: Mailbox = asyncio.Queue()
         self._engine = backend.engine
         self._sequences = sequences
         self._open: set[str] = set()
@@ -87,12 +71,15 @@ class Generation:
     async def take(self) -> list[StepOutput]:
         """What has come since the last call, to slow readers many steps at once; raises what the
         engine reports, after what came before it has been taken."""
-        outputs = [each for each in await self._mailbox.take() if each.request_id in self._open]
+        arrived = [await self._mailbox.get()]
+        while not self._mailbox.empty():
+            arrived.append(self._mailbox.get_nowait())
+        outputs = [each for each in arrived if each.request_id in self._open]
         for index, output in enumerate(outputs):
             error = _error_of(output)
             if error and index:
                 for rest in outputs[index:]:
-                    self._mailbox.put(rest)
+                    self._mailbox.put_nowait(rest)
                 return outputs[:index]
             if output.finish_reason:
                 self._open.discard(output.request_id)
@@ -116,11 +103,11 @@ class Service:
         self.admission = Admission(
             config.max_num_seqs + config.max_num_queued_reqs, pixels_that_fit()
         )
-        self._backend: Backend | None = None
+        self.backend: Backend | None = None  # the loaded model, in whatever health
+        self.loading: Loading | None = Loading("starting")  # None once it is over
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
-        self._loading: Loading | None = Loading("starting")
-        self._mailboxes: dict[str, _Mailbox] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
         self._seeds = random.Random(config.seed)
         self._workers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="litevl-prepare")
 
@@ -128,13 +115,13 @@ class Service:
 
     def report(self, phase: str, done: int = 0, total: int = 0) -> None:
         """So much of a phase of the loading is done; from any thread, before `attach`."""
-        self._loading = Loading(phase, done / total if total else None)
+        self.loading = Loading(phase, done / total if total else None)
 
     def attach(self, backend: Backend) -> None:
         """Start the engine of a loaded model; from any thread, before or after `bind`."""
         backend.engine.start(self._deliver)
-        self._loading = None
-        self._backend = backend
+        self.loading = None
+        self.backend = backend
 
     def bind(self) -> None:
         """Deliver to the running event loop from now on."""
@@ -147,26 +134,16 @@ class Service:
     async def stop(self) -> None:
         """Drain, and end the threads and children, after the engine's last step."""
         self.drain()
-        if self._backend:
-            await asyncio.to_thread(self._backend.engine.stop)
-            await self._backend.media.close()
+        if self.backend:
+            await asyncio.to_thread(self.backend.engine.stop)
+            await self.backend.media.close()
         await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
 
     def health(self) -> Health:
-        if self._backend is None:
+        if self.backend is None:
             return Health.LOADING
-        health = self._backend.engine.health()
+        health = self.backend.engine.health()
         return Health.DRAINING if self._is_draining and health is Health.READY else health
-
-    @property
-    def backend(self) -> Backend | None:
-        """The loaded model, in whatever health; None while it loads."""
-        return self._backend
-
-    @property
-    def loading(self) -> Loading | None:
-        """What the loading is at; None once it is over."""
-        return self._loading
 
     @property
     def num_running(self) -> int:
@@ -178,10 +155,10 @@ class Service:
     def ready_backend(self) -> Backend:
         """The backend for a new request; `UnavailableError` while there is none to take it."""
         health = self.health()
-        if self._backend is None or health is not Health.READY:
+        if self.backend is None or health is not Health.READY:
             code = "server_error" if health is Health.DEAD else "server_is_overloaded"
             raise UnavailableError(f"The server is {health}; try again later.", code=code)
-        return self._backend
+        return self.backend
 
     def draw_seed(self) -> int:
         """A seed for a request that gave none."""
@@ -205,7 +182,7 @@ class Service:
     def _distribute(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             if mailbox := self._mailboxes.get(output.request_id):
-                mailbox.put(output)
+                mailbox.put_nowait(output)
 
 
 def _error_of(output: StepOutput) -> LitevlError | None:

@@ -16,13 +16,14 @@ from types import FrameType
 import uvicorn
 
 from litevl.api.app import create_app
-from litevl.api.bodies import MAX_BYTES_IN_FLIGHT, BodyBudget
+from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
 from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import Limits, within
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.health import Health
+from litevl.media.budgets import BytesInFlight
 
 logger = logging.getLogger("litevl.api")
 
@@ -42,7 +43,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: Config, service: Service, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        self.budget = BodyBudget(max(MAX_BYTES_IN_FLIGHT, config.max_body_size))
+        self.budget = BytesInFlight(max(MAX_BYTES_IN_FLIGHT, config.max_body_size), "requests")
         self._service = service
         self._drained_at: float | None = None  # when patience ends
         records = Records()

@@ -53,23 +53,15 @@ class StatusEndpoints:
 
     def _of_model(self) -> JSONObject:
         backend = self._service.backend
-        if backend is None:
-            return {
-                "model": None,
-                "max_model_len": None,
-                "defaults": None,
-                "running": 0,
-                "waiting": 0,
-                "kv_cache": None,
-            }
-        stats = backend.engine.stats()
+        stats = backend and backend.engine.stats()
         return {
-            "model": backend.card.names[0],
-            "max_model_len": backend.card.max_model_len,
-            "defaults": asdict(backend.card.defaults),
-            "running": stats.num_running,
-            "waiting": stats.num_waiting,
-            "kv_cache": {
+            "model": backend and backend.card.names[0],
+            "max_model_len": backend and backend.card.max_model_len,
+            "defaults": backend and asdict(backend.card.defaults),
+            "running": stats.num_running if stats else 0,
+            "waiting": stats.num_waiting if stats else 0,
+            "kv_cache": stats
+            and {
                 "usage": round(stats.kv_usage, 6),
                 "blocks": stats.num_blocks,
                 "block_size": stats.block_size,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -133,21 +133,23 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. `within` makes the class that uvicorn is given.
+    """One connection. `within` makes what uvicorn is given.
 
     It shakes hands for TLS itself: asyncio would tell of a connection only after that, and whoever
     never begins it would be counted nowhere.
     """
 
-    limits: ClassVar[Limits] = Limits()
-    tls: ClassVar[ssl.SSLContext | None] = None
-
-    @staticmethod
-    def note(why: str) -> None:
-        """Hear that the server ends the connection, and why."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
+        note: Callable[[str], None],
+        **kwargs: Any,
+    ) -> None:
+        """`note` hears why the server ends the connection."""
         super().__init__(*args, **kwargs)
+        self.limits, self.tls, self.note = limits, tls, note
         self.access_log = False  # uvicorn's tells queries; a request is told by `records.py`
         self.conn: StrictConnection = StrictConnection(self.limits)
         self.connections: set[GuardedProtocol]  # type: ignore[assignment]
@@ -368,21 +370,12 @@ def _as_bytes(error: LitevlError) -> bytes:
 
 
 def within(
-    bounds: Limits,
+    limits: Limits,
     certificate: ssl.SSLContext | None = None,
-    told: Callable[[str], None] = lambda why: None,
-) -> type[GuardedProtocol]:
-    """The protocol with these limits, for `uvicorn.Config(http=...)`.
+    note: Callable[[str], None] = lambda why: None,
+) -> Any:
+    """Makes connections with these limits, for `uvicorn.Config(http=...)`.
 
-    `told` hears why the server ends a connection: the code of the error sent, or one word.
+    `note` hears why the server ends one: the code of the error sent, or one word.
     """
-
-    class Bounded(GuardedProtocol):
-        limits = bounds
-        tls = certificate
-
-        @staticmethod
-        def note(why: str) -> None:
-            told(why)
-
-    return Bounded
+    return partial(GuardedProtocol, limits=limits, tls=certificate, note=note)

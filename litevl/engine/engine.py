@@ -37,7 +37,6 @@ class Launched(Protocol):
 
     def wait(self) -> list[SampledToken]:
         """Block until it is done: one token for every chunk that is the last of its sequence."""
-        ...
 
 
 class Runner(Protocol):
@@ -46,11 +45,9 @@ class Runner(Protocol):
     def launch(self, step: Step) -> Launched:
         """MemoryError says what it means; anything else is the fault of one of the sequences. A
         step that failed may be launched again, in parts."""
-        ...
 
     def check_device(self) -> None:
         """Asked after a failure; DeviceLostError when nothing can run any more."""
-        ...
 
 
 class Engine:

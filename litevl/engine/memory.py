@@ -14,6 +14,7 @@ from litevl.config import Config
 from litevl.engine.batch import pack
 from litevl.errors import ConfigError
 from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
+from litevl.progress import amount
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
@@ -35,13 +36,7 @@ class KVPlan:
 def plan_for(model: QwenVL, config: Config) -> KVPlan:
     """The plan for a loaded model on its device, within the operator's settings."""
     model_len = int(model.config.text_config.max_position_embeddings)
-    budget = kv_budget(
-        model,
-        utilization=config.gpu_memory_utilization,
-        max_tokens=batched_tokens(model, config),
-        max_media_tokens=min(ENCODE_TOKENS, (config.max_model_len or model_len) // 2),
-        max_num_seqs=config.max_num_seqs,
-    )
+    budget = kv_budget(model, config, config.max_model_len or model_len)
     encoder_bytes = min(budget // ENCODER_SHARE, MAX_ENCODER_BYTES)
     plan = plan_kv(
         budget=budget - encoder_bytes,
@@ -84,8 +79,8 @@ def plan_kv(
     fits = num_blocks * block_size
     if fits < (asked_len or min(model_len, block_size)):
         raise ConfigError(
-            f"a context of {wanted_len} tokens needs {_mib(whole * bytes_per_block)} "
-            f"of KV cache and {_mib(budget)} can be had, enough for {fits} tokens: "
+            f"a context of {wanted_len} tokens needs {amount(whole * bytes_per_block)} "
+            f"of KV cache and {amount(budget)} can be had, enough for {fits} tokens: "
             "lower --max-model-len, free memory, or choose a smaller model"
         )
     return KVPlan(
@@ -103,31 +98,29 @@ def check_weights(num_bytes: int, device: torch.device) -> None:
         free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
     if num_bytes > free:
         raise ConfigError(
-            f"the weights need {_gib(num_bytes)} and {where} has {_gib(free)} free: choose a "
+            f"the weights need {amount(num_bytes)} and {where} has {amount(free)} free: choose a "
             "smaller model (`litevl info MODEL` tells what one needs), --dtype bfloat16, or free "
             "memory"
         )
 
 
-def kv_budget(
-    model: QwenVL, *, utilization: float, max_tokens: int, max_media_tokens: int, max_num_seqs: int
-) -> int:
+def kv_budget(model: QwenVL, config: Config, max_model_len: int) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
         return available_memory() // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
     run_largest_step(
         model,
-        max_tokens=max_tokens,
-        max_media_tokens=max_media_tokens,
-        max_num_seqs=max_num_seqs,
+        max_tokens=batched_tokens(model, config),
+        max_media_tokens=min(ENCODE_TOKENS, max_model_len // 2),
+        max_num_seqs=config.max_num_seqs,
     )
     torch.cuda.synchronize(model.device)
     peak = torch.cuda.max_memory_allocated(model.device)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(model.device)
     others = total - free - torch.cuda.memory_reserved(model.device)
-    return max(0, int(total * utilization) - others - peak)
+    return max(0, int(total * config.gpu_memory_utilization) - others - peak)
 
 
 @torch.inference_mode()
@@ -171,14 +164,6 @@ def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
     sequence = Sequence(request_id="largest", prompt=prompt, params=SamplingParams(max_tokens=1))
     sequence.blocks = list(range(-(-num_tokens // block_size)))
     return Chunk(sequence=sequence, start=0, length=num_tokens)
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.1f} GiB"
 
 
 def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:

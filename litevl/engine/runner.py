@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from litevl.cache import Cache
 from litevl.engine.batch import PackedBatch, pack
-from litevl.engine.encoder_cache import EncoderCache
 from litevl.engine.sampler import Draw, Sampler
 from litevl.errors import DeviceLostError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import SampledToken, Step
+from litevl.sequence import MediaKey, SampledToken, Step
 
 # How the host's allocator and cuBLAS say it.
 NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
@@ -40,7 +40,11 @@ class Runner:
     """Runs steps on one model. All calls come from the engine thread."""
 
     def __init__(
-        self, model: QwenVL, cache: KVCache, sampler: Sampler, encoder_cache: EncoderCache[Tensor]
+        self,
+        model: QwenVL,
+        cache: KVCache,
+        sampler: Sampler,
+        encoder_cache: Cache[MediaKey, Tensor],
     ) -> None:
         self._model = model
         self._cache = cache
@@ -97,7 +101,7 @@ class Runner:
         spans = batch.media_spans
         if not spans:
             return torch.empty(0, device=self._model.device)
-        return torch.cat([self._encoder_cache.get(s.key)[s.start : s.stop] for s in spans])
+        return torch.cat([self._encoder_cache[s.key][s.start : s.stop] for s in spans])
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from litevl.cache import Cache
 from litevl.engine.blocks import BlockPool, Chain
-from litevl.engine.encoder_cache import EncoderCache
-from litevl.sequence import Chunk, Encode, MediaItem, Sequence, SequenceStatus, Step
+from litevl.sequence import Chunk, Encode, MediaItem, MediaKey, Sequence, SequenceStatus, Step
 
 
 class Scheduler:
@@ -24,7 +24,7 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
-        encoder_cache: EncoderCache[Any],
+        encoder_cache: Cache[MediaKey, Any],
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -204,7 +204,9 @@ class Scheduler:
 class _Plan:
     """A step in the making: what is left of the two budgets, and what they were spent on."""
 
-    def __init__(self, tokens: int, encoder_tokens: int, encoder_cache: EncoderCache[Any]) -> None:
+    def __init__(
+        self, tokens: int, encoder_tokens: int, encoder_cache: Cache[MediaKey, Any]
+    ) -> None:
         self._tokens = tokens
         self._encoder_tokens = encoder_tokens
         self._encoder_cache = encoder_cache

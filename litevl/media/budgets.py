@@ -1,6 +1,7 @@
 """How many bytes of files one request may bring, and all requests together.
 
-`loader.py` keeps the books; `fetch.py` spends as it reads. Counts; holds no bytes.
+`loader.py` keeps the books; `fetch.py` spends as it reads. `api/bodies.py` counts bodies in the
+same way. Counts; holds no bytes.
 """
 
 from litevl.errors import MediaError, UnavailableError
@@ -12,15 +13,18 @@ MAX_BYTES_IN_FLIGHT = 2 * MAX_REQUEST_BYTES  # of the files of all requests
 
 
 class BytesInFlight:
-    """Of the files of all requests together. Belongs to one event loop."""
+    """Of the files, or the bodies, of all requests together. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int, noun: str) -> None:
         self.used = 0
+        self._limit = limit
+        self._noun = noun
 
     def take(self, num_bytes: int) -> None:
         """`UnavailableError`, and nothing taken, where it is more than is left."""
-        if self.used + num_bytes > MAX_BYTES_IN_FLIGHT:
-            raise UnavailableError("Too many large files are under way; try again in a moment.")
+        if self.used + num_bytes > self._limit:
+            message = f"Too many large {self._noun} are under way; try again in a moment."
+            raise UnavailableError(message)
         self.used += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
@@ -28,11 +32,11 @@ class BytesInFlight:
 
 
 class ByteBudget:
-    """What one request may still bring, all its files together; `end` when they are not needed."""
+    """What one request may still bring, all its files together; closed when nobody needs them."""
 
     def __init__(self, in_flight: BytesInFlight | None = None) -> None:
         self._left = MAX_REQUEST_BYTES
-        self._in_flight = in_flight or BytesInFlight()
+        self._in_flight = in_flight or BytesInFlight(MAX_BYTES_IN_FLIGHT, "files")
         self._taken = 0
 
     def spend(self, num_bytes: int, kind: MediaKind, param: str) -> None:
@@ -42,13 +46,13 @@ class ByteBudget:
         self._left -= num_bytes
         if self._left < 0:
             raise MediaError(
-                f"{param}: the {NOUN[kind]} takes the request beyond {MAX_REQUEST_BYTES >> 20} MiB:"
-                " send less",
-                param=param,
+                param,
+                f"the {NOUN[kind]} takes the request beyond {MAX_REQUEST_BYTES >> 20} MiB: "
+                "send less",
                 code=f"{kind}_too_large",
             )
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Count none of them any more among those of all requests."""
         self._in_flight.give_back(self._taken)
         self._taken = 0

@@ -148,11 +148,6 @@ def _look_up(host: str, port: int) -> list[str]:
     return [str(entry[4][0]) for entry in found]
 
 
-@dataclass(frozen=True, slots=True)
-class _Redirect:
-    location: str
-
-
 class Fetcher:
     """Downloads from public addresses and from the networks that the operator opened."""
 
@@ -201,7 +196,7 @@ class Fetcher:
             answer = await self._get(address, await self._choose_ip(address), ref, budget)
             if isinstance(answer, bytes):
                 return answer
-            url = _join(address, answer.location)
+            url = _join(address, answer)
         raise _FailedError
 
     async def _choose_ip(self, address: Address) -> IPAddress:
@@ -226,8 +221,9 @@ class Fetcher:
 
     async def _get(
         self, address: Address, ip: IPAddress, ref: MediaRef, budget: ByteBudget
-    ) -> bytes | _Redirect:
-        """One hop, by the bare transport: no cookies, proxies, redirects or log of addresses."""
+    ) -> bytes | str:
+        """One hop, by the bare transport: no cookies, proxies, redirects or log of addresses. The
+        bytes, or where else they are."""
         request = httpx.Request(
             "GET",
             httpx.URL(
@@ -256,10 +252,10 @@ class Fetcher:
                 await response.aclose()
 
 
-async def _read(response: httpx.Response, ref: MediaRef, budget: ByteBudget) -> bytes | _Redirect:
+async def _read(response: httpx.Response, ref: MediaRef, budget: ByteBudget) -> bytes | str:
     location = response.headers.get("location")
     if response.status_code in (301, 302, 303, 307, 308) and location:
-        return _Redirect(location)
+        return str(location)
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if response.status_code != 200 or encoding != "identity":
         raise _FailedError
@@ -287,10 +283,10 @@ async def _read_body(response: httpx.Response, ref: MediaRef, budget: ByteBudget
 
 def _refused(ref: MediaRef) -> MediaError:
     return MediaError(
-        f"{ref.param}: the address is refused: send a data: URL, or a percent-encoded"
+        ref.param,
+        "the address is refused: send a data: URL, or a percent-encoded"
         " http(s) URL of a public host on port 80 or 443 (see --media-networks and"
         " --allowed-media-domains)",
-        param=ref.param,
         code=f"invalid_{ref.declared}_url",
     )
 
@@ -298,9 +294,9 @@ def _refused(ref: MediaRef) -> MediaError:
 def _failed(ref: MediaRef) -> MediaError:
     has_proxy = getproxies().keys() & {"http", "https", "all"}
     return MediaError(
-        f"{ref.param}: the {NOUN[ref.declared]} could not be downloaded: it must be answered 200,"
+        ref.param,
+        f"the {NOUN[ref.declared]} could not be downloaded: it must be answered 200,"
         f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects"
         + ("; this server's proxy is not used for that: send a data: URL" if has_proxy else ""),
-        param=ref.param,
         code=f"failed_to_download_{ref.declared}",
     )

@@ -7,10 +7,10 @@ planner. Limits are checked on the cheapest form first: count, encoded length, h
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -19,10 +19,10 @@ from typing import TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from litevl.cache import Cache
 from litevl.config import Config
 from litevl.errors import MediaError, UnavailableError
-from litevl.media.budgets import ByteBudget, BytesInFlight
-from litevl.media.cache import MediaCache
+from litevl.media.budgets import MAX_BYTES_IN_FLIGHT, ByteBudget, BytesInFlight
 from litevl.media.fetch import Fetcher, Resolver
 from litevl.media.local import LocalFiles, is_file_url
 from litevl.media.sources import (
@@ -80,9 +80,9 @@ class MediaLoader:
             config.media_ip_networks, domains=config.allowed_media_domains, resolver=resolver
         )
         self._files = LocalFiles(config.allowed_local_media_path)
-        self._in_flight = BytesInFlight()
+        self._in_flight = BytesInFlight(MAX_BYTES_IN_FLIGHT, "files")
         self._workers = Workers()
-        self._cache = MediaCache(CACHE_BYTES)
+        self._cache: Cache[bytes, LoadedMedia] = Cache(CACHE_BYTES)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "litevl-media")
         self._is_closed = False
 
@@ -96,7 +96,8 @@ class MediaLoader:
         digest that no other scope has. `MediaError`, or the planner's `InvalidValueError`, for the
         first item that fails; the others are cancelled. `UnavailableError` once it is closed.
         """
-        with self._budget() as budget:
+        # Its bytes count among those of all until they are decoded.
+        with closing(ByteBudget(self._in_flight)) as budget:
             pairs = await self._plan(refs, scope, fit, budget)
             self._planner.check([planned for _, planned in pairs])
             return await _together(self._decode, pairs)
@@ -105,17 +106,8 @@ class MediaLoader:
         self, refs: Many[MediaRef], scope: bytes = b"", fit: Fit | None = None
     ) -> list[PlannedMedia]:
         """What `load` would decode; raises what it would raise before that."""
-        with self._budget() as budget:
+        with closing(ByteBudget(self._in_flight)) as budget:
             return [planned for _, planned in await self._plan(refs, scope, fit, budget)]
-
-    @contextmanager
-    def _budget(self) -> Iterator[ByteBudget]:
-        """Of one request's bytes, which count among those of all until they are decoded."""
-        budget = ByteBudget(self._in_flight)
-        try:
-            yield budget
-        finally:
-            budget.end()
 
     async def _plan(
         self, refs: Many[MediaRef], scope: bytes, fit: Fit | None, budget: ByteBudget
@@ -145,9 +137,9 @@ class MediaLoader:
             params = [param for each, param in items if each == kind]
             if len(params) > limit:
                 raise MediaError(
-                    f"{params[limit]}: at most {limit} {NOUN[kind]}s are allowed in one request"
+                    params[limit],
+                    f"at most {limit} {NOUN[kind]}s are allowed in one request"
                     " (--limit-mm-per-prompt)",
-                    param=params[limit],
                     code=f"too_many_{kind}s",
                 )
 
@@ -222,7 +214,7 @@ class MediaLoader:
             return replace(probed.known, param=planned.param, decode_seconds=None)
         loaded = await self._decode_anew(probed, planned)
         loaded.frames.setflags(write=False)
-        self._cache.put(probed.name, loaded)
+        self._cache.put(probed.name, loaded, loaded.frames.nbytes)
         return loaded
 
     async def _decode_anew(self, probed: _Probed, planned: PlannedMedia) -> LoadedMedia:
@@ -279,10 +271,10 @@ def _check_frames(planned: Iterable[PlannedMedia]) -> None:
         pixels += len(each.plan.frame_indices) * each.probe.width * each.probe.height
         if pixels > MAX_CLIP_PIXELS:
             raise MediaError(
-                f"{each.param}: the clip takes the request beyond"
+                each.param,
+                f"the clip takes the request beyond"
                 f" {MAX_CLIP_PIXELS // 10**6} megapixels of frames: ask for fewer (fps,"
                 " max_frames), or send a smaller clip",
-                param=each.param,
                 code="video_too_large",
             )
 

@@ -62,8 +62,8 @@ class LocalFiles:
 
 def _refused(ref: MediaRef) -> MediaError:
     return MediaError(
-        f"{ref.param}: this server opens no such file: send a data: URL"
+        ref.param,
+        "this server opens no such file: send a data: URL"
         " (--allowed-local-media-path opens a folder)",
-        param=ref.param,
         code=f"invalid_{ref.declared}_url",
     )

@@ -83,9 +83,7 @@ class Item:
     def error(self, why: str, fault: str) -> MediaError:
         """A `MediaError` about this item: `why` ends the sentence, `fault` ends the code."""
         kind = self.sniffed.kind
-        return MediaError(
-            f"{self.param}: the {NOUN[kind]} {why}", param=self.param, code=f"{kind}_{fault}"
-        )
+        return MediaError(self.param, f"the {NOUN[kind]} {why}", code=f"{kind}_{fault}")
 
 
 @contextmanager

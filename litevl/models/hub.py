@@ -21,7 +21,7 @@ from huggingface_hub import constants, errors
 
 from litevl.config import Config
 from litevl.errors import ConfigError
-from litevl.progress import Report, ignore
+from litevl.progress import Report, amount, ignore
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 SMALL = ["*.json", "*.jinja", "*.txt"]
@@ -125,16 +125,9 @@ def check_disk(num_bytes: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ConfigError(
-            f"the download needs {gib(num_bytes)} and {folder} has {gib(free)} free: make room, or "
-            "name another folder in HF_HOME"
+            f"the download needs {amount(num_bytes)} and {folder} has {amount(free)} free: "
+            "make room, or name another folder in HF_HOME"
         )
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes as people compare them with a card."""
-    return (
-        f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"
-    )
 
 
 # Errors ----------------------------------------------------------------------------------------

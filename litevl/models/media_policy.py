@@ -61,8 +61,9 @@ class MediaPolicy:
             indices = self._frame_indices(probe, options)
             height, width = self._frame_size(probe, options, len(indices))
             return MediaPlan(frame_indices=indices, width=width, height=height)
-        except _BadKeys as error:
-            raise InvalidValueError(str(error), param=param) from None
+        except InvalidValueError as error:
+            error.param = param
+            raise
 
     def within(self, max_tokens: int, probe: Probe) -> "MediaPolicy":
         """The same limits, and so many tokens at most for this picture or clip."""
@@ -125,7 +126,9 @@ class MediaPolicy:
                 size = qwen.smart_resize(*size, self.factor, 0, most)
         except ValueError:
             message = f"one side is more than {qwen.MAX_RATIO} times the other ({width}x{height})"
-            raise _BadKeys(f"{message}: crop it or set resized_height and resized_width") from None
+            raise InvalidValueError(
+                f"{message}: crop it or set resized_height and resized_width"
+            ) from None
         if 0 in size:  # a thin strip: one token across, as long as the cap allows
             longest = min(int(most // self._token_pixels), max(size) // self.factor)
             longest = self.factor * max(1, longest)
@@ -144,7 +147,7 @@ class MediaPolicy:
         except ValueError:
             seconds = probe.num_frames / fps
             message = "video_start must lie before video_end, with at least two frames between them"
-            raise _BadKeys(f"{message}; the clip is {seconds:.2f} s long") from None
+            raise InvalidValueError(f"{message}; the clip is {seconds:.2f} s long") from None
         nframes = self._num_frames(probe, options, count, fps)
         indices = torch.linspace(first, last, nframes).round().long()  # as its decord reader does
         return tuple(indices.tolist())
@@ -163,7 +166,7 @@ class MediaPolicy:
             return int(qwen.smart_nframes(keys, count, fps))
         except ValueError:
             message = f"nframes and max_frames must leave 2 to {count} frames"
-            raise _BadKeys(f"{message}: the clip has {count} to choose from") from None
+            raise InvalidValueError(f"{message}: the clip has {count} to choose from") from None
 
     def _max_frames(self, probe: Probe, options: MediaOptions, seconds: float) -> int:
         """The server's cap: its flags, and as many as can be legible in half the context."""
@@ -176,10 +179,6 @@ class MediaPolicy:
         if self.fps_flag is not None:
             caps.append(max(qwen.FPS_MIN_FRAMES, math.ceil(seconds * self.fps_flag)))
         return int(max(qwen.FRAME_FACTOR, min(caps)))
-
-
-class _BadKeys(Exception):
-    """What the part asks cannot be; becomes an `InvalidValueError` that names the part."""
 
 
 def _given(**keys: float | None) -> dict[str, float]:

@@ -53,6 +53,11 @@ def needs_of(config: Any) -> Needs:
         head_copy=head.numel() if head is embedding else 0,
         layers=text.num_hidden_layers,
         kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        head_dim=head_dim(text),
         context=text.max_position_embeddings,
     )
+
+
+def head_dim(text: Any) -> int:
+    """Of keys and values, by a text config that need not say it."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

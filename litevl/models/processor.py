@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as resize_frames
 from transformers import (
@@ -50,19 +49,9 @@ from litevl.sequence import (
     Prompt,
     PromptSize,
     TextPart,
-    ToolFormat,
 )
 
 FITTING_ROUNDS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sized:
-    """One medium of a prompt before its pixels are touched: everything that ids depend on."""
-
-    media: PlannedMedia
-    grid: tuple[int, int, int]
-    num_tokens: int
 
 
 class Processor:
@@ -73,7 +62,13 @@ class Processor:
     ) -> None:
         processor.video_processor.cap_pixels_per_frame = True  # never resizes here, but unset warns
         self._hf = processor  # the one seam to transformers' untyped processors
-        self._text = PromptText(processor)
+        self._text = text = PromptText(processor)
+        # What has nothing to do with pictures is asked of the text itself.
+        self.tokenizer = text.tokenizer
+        self.tool_format = text.tool_format
+        self.decode = text.decode
+        self.token_name = text.token_name
+        self.token_bytes = text.token_bytes
         self._get_rope_index = _rope_index_of(model_config)
         self._vocab_size = int(model_config.get_text_config().vocab_size)
         self._max_model_len = max_model_len
@@ -132,17 +127,7 @@ class Processor:
         result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
         return result
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What grammars are compiled for."""
-        return self._text.tokenizer
-
     # For the api -----------------------------------------------------------------------------
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """How the model writes calls, which its chat template tells."""
-        return self._text.tool_format
 
     def prepare(self, conversation: Conversation, media: Many[LoadedMedia]) -> Prompt:
         """Ids, positions and patches of a conversation.
@@ -188,7 +173,7 @@ class Processor:
         return PromptSize(
             token_ids=self._encode(rendered, sized),
             message_tokens=tuple(message_tokens),
-            media=tuple(MediaSize(grid=each.grid, num_tokens=each.num_tokens) for each in sized),
+            media=tuple(sized),
         )
 
     def fit(
@@ -230,25 +215,13 @@ class Processor:
         positions = np.tile(np.arange(len(token_ids)), (3, 1))
         return Prompt(token_ids=token_ids, positions=positions, position_delta=0)
 
-    def decode(self, token_ids: Many[int]) -> str:
-        """The text of tokens, control tokens by their names."""
-        return self._text.decode(token_ids)
-
-    def token_name(self, token_id: int) -> bytes:
-        """A token's UTF-8 bytes, a control token's name."""
-        return self._text.token_name(token_id)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """A token's UTF-8 bytes; b"" for control tokens. They may end inside a character."""
-        return self._text.token_bytes(token_id)
-
     # Ids -------------------------------------------------------------------------------------
 
-    def _encode(self, rendered: Rendered, sized: Many[_Sized]) -> NDArray[np.int64]:
+    def _encode(self, rendered: Rendered, sized: Many[MediaSize]) -> NDArray[np.int64]:
         ids = self._text.encode(rendered, lambda text: self._expand(text, sized))
         return np.array(ids, dtype=np.int64)
 
-    def _text_tokens(self, rendered: Rendered, sized: Many[_Sized]) -> int:
+    def _text_tokens(self, rendered: Rendered, sized: Many[MediaSize]) -> int:
         """All but what the media become, counted while each still is one placeholder."""
         return len(self._text.encode(rendered, lambda text: text)) - len(sized)
 
@@ -256,15 +229,15 @@ class Processor:
         policy = self._policy.within(max_tokens, media.probe)
         return replace(media, plan=policy.plan(media.probe, media.options, media.param))
 
-    def _size(self, media: PlannedMedia) -> _Sized:
+    def _size(self, media: PlannedMedia) -> MediaSize:
         reader = self._hf.image_processor if media.kind == "image" else self._hf.video_processor
         depth = 1 if media.kind == "image" else reader.temporal_patch_size
         pairs = -(-len(media.plan.frame_indices) // depth)
         size = (media.plan.height // reader.patch_size, media.plan.width // reader.patch_size)
         num_tokens = pairs * size[0] * size[1] // reader.merge_size**2
-        return _Sized(media=media, grid=(pairs, *size), num_tokens=num_tokens)
+        return MediaSize(media=media, grid=(pairs, *size), num_tokens=num_tokens)
 
-    def _expand(self, text: str, sized: Many[_Sized]) -> str:
+    def _expand(self, text: str, sized: Many[MediaSize]) -> str:
         """Let transformers write each placeholder as often as its medium has tokens."""
         pictures, clips = _of_kind(sized, "image"), _of_kind(sized, "video")
         found = text.count(self._hf.image_token), text.count(self._hf.video_token)
@@ -283,7 +256,9 @@ class Processor:
         )
         return str(expanded[0])
 
-    def _check_length(self, text_tokens: int, sized: Many[_Sized], param: str = "messages") -> None:
+    def _check_length(
+        self, text_tokens: int, sized: Many[MediaSize], param: str = "messages"
+    ) -> None:
         media_tokens = sum(each.num_tokens for each in sized)
         limit = self._max_model_len - 1  # the answer needs one
         if text_tokens + media_tokens <= limit:
@@ -300,7 +275,7 @@ class Processor:
             )
         raise ContextLengthError(message, param=param)
 
-    def _remedy(self, sized: Many[_Sized], room: int) -> str:
+    def _remedy(self, sized: Many[MediaSize], room: int) -> str:
         """The keys with which each of the media would take `room` tokens."""
         remedies, pixels = [], room * self._policy.factor**2
         if _of_kind(sized, "image"):
@@ -313,7 +288,9 @@ class Processor:
             remedies.append(f"a clip: fps {math.floor(rate * 1000) / 1000:g} max_pixels {pixels}")
         return "; ".join(remedies)
 
-    def _places(self, token_ids: NDArray[np.int64], sized: Many[_Sized]) -> list[NDArray[np.int64]]:
+    def _places(
+        self, token_ids: NDArray[np.int64], sized: Many[MediaSize]
+    ) -> list[NDArray[np.int64]]:
         """The prompt indices of each medium's placeholder tokens, in the order of `sized`."""
         places: dict[MediaKind, list[NDArray[np.int64]]] = {}
         kinds: tuple[tuple[MediaKind, int], ...]
@@ -330,7 +307,7 @@ class Processor:
     # Positions -------------------------------------------------------------------------------
 
     def _rope_index(
-        self, token_ids: NDArray[np.int64], sized: Many[_Sized]
+        self, token_ids: NDArray[np.int64], sized: Many[MediaSize]
     ) -> tuple[NDArray[np.int64], int]:
         pictures, clips = _of_kind(sized, "image"), _of_kind(sized, "video")
         kinds = 1 * (token_ids == self._hf.image_token_id) + 2 * (
@@ -349,7 +326,7 @@ class Processor:
 
     # Pixels ----------------------------------------------------------------------------------
 
-    def _item(self, media: LoadedMedia, sized: _Sized, places: NDArray[np.int64]) -> MediaItem:
+    def _item(self, media: LoadedMedia, sized: MediaSize, places: NDArray[np.int64]) -> MediaItem:
         if media.kind == "image":
             picture = Image.fromarray(media.frames[0])
             output = self._hf.image_processor(
@@ -395,11 +372,11 @@ def _media_parts(messages: Many[Message]) -> Iterator[MediaPart]:
                 yield part
 
 
-def _of_kind(sized: Many[_Sized], kind: MediaKind) -> list[_Sized]:
+def _of_kind(sized: Many[MediaSize], kind: MediaKind) -> list[MediaSize]:
     return [each for each in sized if each.media.kind == kind]
 
 
-def _grids(sized: Many[_Sized]) -> torch.Tensor | None:
+def _grids(sized: Many[MediaSize]) -> torch.Tensor | None:
     return torch.tensor([each.grid for each in sized]) if sized else None
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from litevl.errors import ConfigError
 from litevl.models.chat_template import ChatTemplate
-from litevl.sequence import Conversation, PlannedMedia, TextPart, ToolFormat
+from litevl.sequence import Conversation, PlannedMedia, TextPart
 
 # Text to whoever reads an answer, even where a tokenizer calls them special.
 ANSWER_TAGS = frozenset(
@@ -42,6 +43,7 @@ class PromptText:
     def __init__(self, processor: Any) -> None:
         """`processor` is a transformers processor with a fast tokenizer; `ConfigError` if not."""
         self._template = ChatTemplate(processor)
+        self.tool_format = self._template.tool_format
         backend = processor.tokenizer.backend_tokenizer
         # Copies of our own: transformers changes settings of its object in every call.
         self.tokenizer = _copy(backend)
@@ -53,11 +55,6 @@ class PromptText:
         self._names = _names_table(self.tokenizer)
         self._bytes = _bytes_table(self.tokenizer, self._names)
         self._longest = max(map(len, self._bytes))  # a character is a byte at least
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """How the model writes calls."""
-        return self._template.tool_format
 
     def render(self, conversation: Conversation, media: Many[PlannedMedia]) -> Rendered:
         """Raises `InvalidValueError` where the template refuses the conversation."""
@@ -187,7 +184,7 @@ def _copy(backend: Tokenizer, **changes: Any) -> Tokenizer:
 
 def _names_table(tokenizer: Tokenizer) -> list[bytes]:
     """What every id is written as: byte-level BPE spells each byte as one printable character."""
-    byte_of = {character: byte for byte, character in _byte_characters().items()}
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     table = [b""] * (1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
     try:
         for piece, index in tokenizer.get_vocab(with_added_tokens=False).items():
@@ -204,11 +201,3 @@ def _bytes_table(tokenizer: Tokenizer, names: list[bytes]) -> list[bytes]:
     added = tokenizer.get_added_tokens_decoder()
     silent = {i for i, each in added.items() if each.special and each.content not in ANSWER_TAGS}
     return [b"" if index in silent else name for index, name in enumerate(names)]
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's map: printable Latin-1 stands for itself, the other bytes follow from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {byte: chr(0x100 + place) for place, byte in enumerate(others)}
-    return {byte: chr(byte) for byte in printable} | shifted

@@ -24,6 +24,7 @@ from transformers.vision_utils import (
 )
 
 from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, use_batch
+from litevl.models.needs import head_dim
 from litevl.sequence import MediaItem
 
 ENCODE_TOKENS = 16384  # of one forward of the tower: the largest picture qwen-vl-utils makes
@@ -50,7 +51,7 @@ class QwenVL:
         self.hidden_size: int = text.hidden_size
         self.dtype: torch.dtype = self._lm.embed_tokens.weight.dtype
         self._num_layers: int = text.num_hidden_layers
-        self._kv_shape = (text.num_key_value_heads, _head_dim(text))
+        self._kv_shape = (text.num_key_value_heads, head_dim(text))
         if self.config.model_type == "qwen3_vl":
             self._lm._deepstack_process = MethodType(self._add_deepstack, self._lm)
 
@@ -202,7 +203,3 @@ def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _head_dim(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

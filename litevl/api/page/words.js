@@ -92,7 +92,6 @@ const WORDS = {
   seen: ["Seen at {seen} of {original}", "以 {seen} 观看，原图 {original}"],
   seenGrid: ["{columns} × {rows} cells, {tokens} tokens, scale {scale}", "{columns} × {rows} 格，{tokens} token，缩放 {scale}"],
   seenFrames: ["{frames} frames, {rate} a second, of a clip of {seconds} s", "{seconds} 秒的视频里看到 {frames} 帧，每秒 {rate} 帧"],
-  seenFramesOnly: ["{frames} frames", "{frames} 帧"],
   showGrid: ["Show what the model saw", "显示模型看到的内容"],
   hideGrid: ["Hide what the model saw", "隐藏模型看到的内容"],
   frames: ["Frames that the model saw", "模型看到的帧"],

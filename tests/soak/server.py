@@ -1,6 +1,6 @@
 """`litevl serve` as the soak watches it: it tells what it holds when asked by SIGUSR1.
 
-`python -m soak.server COUNTS LEAK [litevl serve's arguments]`, started by `soak/__main__.py`.
+`python -m soak.server COUNTS LEAK [litevl serve's arguments]`, started by `__main__.py`.
 Caches are made small, so that they turn over within minutes. LEAK names a fault to be planted
 (`none`): the soak must find each of them, or it would prove nothing.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from litevl import cli
 from litevl.api.service import Service
-from litevl.engine.encoder_cache import EncoderCache
+from litevl.engine import memory
 from litevl.engine.engine import Engine
 from litevl.media import loader
 
@@ -124,12 +124,7 @@ def plant(leak: Callable[[], None]) -> None:
 
 def make_caches_small() -> None:
     loader.CACHE_BYTES = FRAME_BYTES
-    make = EncoderCache.__init__
-
-    def small(cache: EncoderCache[Any], capacity: int = 0) -> None:
-        make(cache, min(capacity, FEATURE_BYTES))
-
-    setattr(EncoderCache, "__init__", small)  # noqa: B010
+    memory.MAX_ENCODER_BYTES = FEATURE_BYTES
 
 
 if __name__ == "__main__":

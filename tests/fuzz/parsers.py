@@ -1,4 +1,4 @@
-"""atheris on one parser: `python -m fuzz.parsers TARGET [libFuzzer options]`.
+"""atheris on one parser: `PYTHONPATH=tests python -m fuzz.parsers TARGET`.
 
 A target takes bytes and may raise nothing but what a client is answered with; what else it raises,
 or a broken promise, is a finding, and libFuzzer writes the input to a file. `make fuzz` runs each

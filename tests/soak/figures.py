@@ -1,6 +1,6 @@
 """What a soak measures: a process from outside, what it lost between two looks, how memory grows.
 
-Used by `soak/__main__.py`. Reads /proc of the server and of nobody else.
+Used by `__main__.py`. Reads /proc of the server and of nobody else.
 """
 
 from collections.abc import Mapping

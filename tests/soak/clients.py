@@ -1,7 +1,7 @@
 """The clients of a soak: good ones, and all the others that a public address meets.
 
 `Clients` draws one by one from a seeded mix and notes what became of each. Used by
-`soak/__main__.py`; knows the API from outside, and nothing of the server's insides.
+`__main__.py`; knows the API from outside, and nothing of the server's insides.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from PIL import Image
 
 from soak.wire import Answer, ask, connect, leave, request
 
-DEMO = Path(__file__).resolve().parent.parent / "litevl" / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "litevl" / "demo"
 MIX = {"good": 60, "abort": 12, "bad": 12, "slow": 6, "over": 5, "dead": 5}  # percent
 NUM_PICTURES = 24  # more than the caches hold
 QUEUE_CODES = ("rate_limit_exceeded", "server_is_overloaded")

@@ -1,4 +1,4 @@
-"""Writes `docs/configuration.md` from `litevl/config.py`: `python -m tools.settings_table`.
+"""Writes `docs/configuration.md` from `litevl/config.py`: `python tests/settings_table.py`.
 
 `tests/test_house.py` holds the document up to date.
 """
@@ -36,7 +36,7 @@ A flag without a value takes `true` or `false` in the environment and the file. 
 their user can read, not on a command line, which everybody on the machine sees. `litevl info` and `litevl check` take the settings of
 the group Model, and read the others' variables too.
 
-This page is written by `python -m tools.settings_table` from `litevl/config.py`; a test holds it up to date.
+This page is written by `python tests/settings_table.py` from `litevl/config.py`; a test holds it up to date.
 """
 
 TAIL = """

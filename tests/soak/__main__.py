@@ -1,6 +1,6 @@
-"""Hours of mixed clients against a real server on loopback: `python -m soak --seconds 600`.
+"""Hours of mixed clients against a real server on loopback: `make soak SECONDS=600`.
 
-Starts its own server (`soak/server.py`) with the demo model, asks at a steady rate, lets everything
+Starts its own server (`server.py`) with the demo model, asks at a steady rate, lets everything
 come to rest, and holds what the server and the system then count against what they counted before.
 The last line is one JSON object; the exit code is 0 if nothing was lost and no answer was wrong.
 `--leak NAME` has the server lose something on purpose: then it must be 1.
@@ -25,7 +25,7 @@ from soak.figures import Snapshot, losses, slope
 from soak.server import LEAKS
 from soak.wire import KEY
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     *("--port", "0", "--media-networks", "127.0.0.0/8", "--max-model-len", "1024"),
     # Few blocks and places: prompts are evicted, answers preempted, requests turned away.

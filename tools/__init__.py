@@ -1,1 +1,0 @@
-"""What looks after the source; the server imports none of it."""
