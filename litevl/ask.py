@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -25,7 +24,9 @@ from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"
 CONNECT_S = 5.0  # and no limit on how long an answer takes
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+REASON = 64 * 2**10  # bytes of an error's body that are read
+# What moves a terminal's cursor, or the order in which the text behind it is shown.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -38,11 +39,12 @@ def ask(options: Namespace) -> int:
         raise UsageError("stdin can be a picture or the question, not both")
     body = _body(options, files, sys.stdin.read() if question == "-" else question)
     url = (options.url or os.environ.get("LITEVL_URL") or URL).rstrip("/").removesuffix("/v1")
-    headers = _key_header(options.api_key_file, url)
+    is_here = is_loopback(_host(url))
+    headers = _key_header(options.api_key_file, is_here)
     try:
         timeout = httpx.Timeout(None, connect=CONNECT_S)
-        is_here = is_loopback(urlsplit(url).hostname or "")  # a proxy would look at home
         with (
+            # A proxy would look for this machine at home.
             httpx.Client(timeout=timeout, trust_env=not is_here) as client,
             client.stream(
                 "POST", f"{url}/v1/chat/completions", json=body, headers=headers
@@ -50,20 +52,33 @@ def ask(options: Namespace) -> int:
         ):
             if response.status_code != 200:
                 raise ConfigError(_refusal(response, url, bool(headers)))
+            response.encoding = "utf-8"  # as event streams are, whatever codec a server names
             return _print(_events(response), sys.stdout, sys.stderr)
-    except httpx.ConnectError:
+    except httpx.ConnectError as error:
+        reason = str(error)
+        if "SSL" in reason:  # somebody is there, who shows no certificate that is trusted
+            raise ConfigError(f"{url} is not trusted: {_tame(reason)}") from None
         raise ConfigError(
             f"no server at {url}: start one with `litevl serve`, or name another in --url"
-        ) from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise UsageError(
-            f"--url takes http://HOST:PORT or https://HOST:PORT, got {url!r}"
         ) from None
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(f"the server at {url} broke off: {_tame(reason)}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ConfigError(f"the answer of {url} cannot be shown: it is no stream of text") from None
+
+
+def _host(url: str) -> str:
+    """Whom it leads to, as the client that will dial it reads it."""
+    try:
+        parsed = httpx.URL(url)
+        is_good = parsed.scheme in ("http", "https") and 0 < (parsed.port or 80) < 2**16
+        if is_good and parsed.host and "%" not in parsed.host:
+            parsed.host.encode("idna")  # as the lookup will
+            return parsed.host
+    except (httpx.InvalidURL, ValueError):
+        pass
+    raise UsageError(f"--url takes http://HOST:PORT or https://HOST:PORT, got {url!r}")
 
 
 # The request -----------------------------------------------------------------------------------
@@ -80,7 +95,7 @@ def _body(options: Namespace, files: Many[str], question: str) -> dict[str, Any]
 def _part(name: str) -> dict[str, Any]:
     """A picture or a clip as a message part; the server looks at the bytes, not at the name."""
     if name.startswith(("http://", "https://")):
-        return _media(name, mimetypes.guess_type(urlsplit(name).path)[0])
+        return _media(name, mimetypes.guess_type(re.split("[?#]", name)[0])[0])
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
@@ -97,10 +112,10 @@ def _media(url: str, kind: str | None) -> dict[str, Any]:
     return {"type": name, name: {"url": url}}
 
 
-def _key_header(file: str | None, url: str) -> dict[str, str]:
+def _key_header(file: str | None, is_here: bool) -> dict[str, str]:
     """The key of the environment, or of a file; a file that was not named is for this machine."""
     key = os.environ.get("LITEVL_API_KEY") or os.environ.get("API_KEY") or ""
-    path = Path(file).expanduser() if file else _made_key(url)
+    path = Path(file).expanduser() if file else _made_key() if is_here else None
     if path and (file or not key):
         try:
             key = path.read_text(encoding="ascii")
@@ -110,18 +125,18 @@ def _key_header(file: str | None, url: str) -> dict[str, str]:
     return {"authorization": f"Bearer {first[0]}"} if first else {}
 
 
-def _made_key(url: str) -> Path | None:
-    """Where the server of this user keeps the key it made, for an address of this machine."""
+def _made_key() -> Path | None:
+    """Where the server of this user keeps the key it made."""
     made = os.environ.get("LITEVL_API_KEY_FILE") or str(state_folder() / "api-key")
     path = Path(made).expanduser()
-    return path if is_loopback(urlsplit(url).hostname or "") and path.is_file() else None
+    return path if path.is_file() else None
 
 
 def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:
     """An error answer in one line, with what to do."""
-    response.read()
     try:
-        message = str(response.json()["error"]["message"])
+        body = next(response.iter_bytes(REASON), b"")
+        message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         message = f"{response.status_code} {response.reason_phrase}"
     if response.status_code == 401:

@@ -6,6 +6,7 @@ Called by `cli.py`. Knows the config and the model card; knows no HTTP.
 import base64
 import json
 import os
+import re
 import secrets
 import shlex
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.sequence import ModelCard
 
+_KEY = re.compile(r"(?!#)[!-+\--~]+")  # no note; no comma, which parts keys elsewhere
 SAMPLE = Path(__file__).resolve().parent / "demo" / "sample.jpg"
 
 
@@ -49,15 +51,17 @@ def _read_or_make(file: Path) -> tuple[str, ...]:
     try:
         if not file.exists():
             write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
-        lines = file.read_text(encoding="ascii").splitlines()
+        lines = file.read_text(encoding="ascii").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file}: {error}") from None
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys:
         raise ConfigError(f"--api-key-file {file} holds no key; write one a line, or delete it")
-    if any(key.startswith("#") or len(key.split()) > 1 for key in keys):
+    if not all(map(_KEY.fullmatch, keys)):
         # As keys, the words of a note would let anybody in.
-        raise ConfigError(f"--api-key-file {file} holds more than keys; write one a line, no notes")
+        raise ConfigError(
+            f"--api-key-file {file} holds more than keys; write one a line, no notes, no commas"
+        )
     return keys
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from litevl.ask import _key_header, _print
+from litevl.addresses import is_loopback
+from litevl.ask import _host, _key_header, _print
 from litevl.cli import main
 from live import KEY, ROOT, LiveServer
 
@@ -83,9 +84,23 @@ def test_an_answer_cut_by_its_limit_says_so_on_stderr(ask: Ask) -> None:
         (("gone.jpg", "What?"), 2, "cannot read gone.jpg: No such file"),
         ((PICTURE, "How", "many"), 2, "the question is one argument, in quotes"),
         ((str(ROOT / "README.md"), "What?"), 1, "messages[0].content[0]"),
+        (("http://[x/a.jpg", "What?"), 1, "messages[0].content[0]"),
         (("--model", "gpt-4o", "What?"), 1, "litevl-demo"),
         (("--url", "http://127.0.0.1:9", "What?"), 1, "no server at http://127.0.0.1:9"),
-        (("--url", "127.0.0.1:8000", "What?"), 2, "--url takes http://HOST:PORT"),
+        *(
+            (("--url", url, "What?"), 2, "--url takes http://HOST:PORT")
+            for url in (
+                "127.0.0.1:8000",
+                "http://[x",
+                "http://]",
+                "http://a..b",
+                "http://xn--a",
+                "http://a:99999",
+                "http://a:-1",
+                "file:///etc/passwd",
+                "http://",
+            )
+        ),
         (("--max-token", "3", "What?"), 2, "did you mean --max-tokens?"),
     ],
 )
@@ -138,9 +153,9 @@ def test_thoughts_are_dim_beside_the_answer_and_the_terminal_is_left_as_it_was()
 def test_an_answer_cannot_steer_the_terminal() -> None:
     out, pipe = Terminal(), io.StringIO()
     for stream in (out, pipe):
-        _print(chunks({"content": "\x1b[2J\x07三只羊\n"}), stream, pipe)
-    assert out.getvalue() == "\ufffd[2J\ufffd三只羊\n"
-    assert pipe.getvalue() == "\x1b[2J\x07三只羊\n"  # a pipe gets what was said
+        _print(chunks({"content": "\x1b[2J\x07三只羊\u202e\u2066\n"}), stream, pipe)
+    assert out.getvalue() == "\ufffd[2J\ufffd三只羊\ufffd\ufffd\n"
+    assert pipe.getvalue() == "\x1b[2J\x07三只羊\u202e\u2066\n"  # a pipe gets what was said
 
 
 class Hostile(BaseHTTPRequestHandler):
@@ -152,11 +167,12 @@ class Hostile(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response_only(self.status, "\x1b[31mOdd")
+        self.send_header("content-type", "text/event-stream; charset=zlib")
         self.end_headers()
         self.wfile.write(self.body.encode())
 
 
-STEER = json.dumps({"error": {"message": "\x1b]0;a\x07\nlitevl: b\x9b2J"}})
+STEER = json.dumps({"error": {"message": "\x1b]0;a\x07\nlitevl: b\x9b2J\u202e"}})
 
 
 @pytest.mark.parametrize(
@@ -198,5 +214,13 @@ def test_the_made_key_is_sent_to_this_machine_only(
     monkeypatch.delenv("API_KEY", raising=False)
     (tmp_path / "litevl").mkdir()
     (tmp_path / "litevl" / "api-key").write_text("made")
-    assert _key_header(None, "http://127.0.0.1:8000") == {"authorization": "Bearer made"}
-    assert _key_header(None, "https://models.example") == {}
+    for url, key in (
+        ("http://127.0.0.1:8000", "made"),
+        ("http://[::1]:8000", "made"),
+        ("http://localhost", "made"),
+        ("https://models.example", None),
+        ("http://127.0.0.1\\@models.example", None),
+        ("http://127.0.0.1:80;@models.example", None),
+    ):
+        header = {"authorization": f"Bearer {key}"} if key else {}
+        assert _key_header(None, is_loopback(_host(url))) == header

@@ -141,3 +141,15 @@ def test_without_a_key_a_page_of_another_origin_uses_nothing() -> None:
             assert call(rig, path, {}).status_code == 200
     with running(api_key=(), no_api_key=True) as rig:  # behind somebody's own proxy
         assert call(rig, "/models", {"host": "models.example"}).status_code == 200
+
+
+def test_a_key_is_told_of_its_own_requests_alone(rig: Rig) -> None:
+    mine = {"authorization": f"Bearer {KEY}", "x-request-id": "mine"}
+    assert call(rig, "/v1/chat/completions", mine).status_code == 200
+    told = {}
+    for key in (KEY, SECOND_KEY):
+        status = call(rig, "/v1/status", {"authorization": f"Bearer {key}"}).json()
+        while key == KEY and not status["recent"]:  # told after the client has its answer
+            status = call(rig, "/v1/status", mine).json()
+        told[key] = {each["id"] for each in status["recent"]}
+    assert "mine" in told[KEY] and "mine" not in told[SECOND_KEY]

@@ -124,7 +124,16 @@ def test_a_made_key_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "note", ["sk-of-the-lab  # Bob's laptop", "# the lab's", "#lab", "sk-1 sk-2"]
+    "note",
+    [
+        "sk-of-the-lab  # Bob's laptop",
+        "# the lab's",
+        "#lab",
+        "sk-1 sk-2",
+        "sk-1,sk-2",
+        "sk-1\x0bsk-2",
+        "sk-\x07",
+    ],
 )
 def test_a_note_in_a_key_file_is_refused_and_no_word_of_it_is_a_key(
     tmp_path: Path, note: str

@@ -183,13 +183,20 @@ async def test_every_answer_of_the_resolver_must_be_public(dialled: list[httpx.R
     assert dialled == []
 
 
-async def test_a_name_without_addresses_fails_to_download(dialled: list[httpx.Request]) -> None:
+async def test_a_name_that_does_not_exist_is_refused_like_one_that_leads_inwards() -> None:
     async def unknown(host: str, port: int) -> list[str]:
         raise socket.gaierror
 
-    for resolve in (unknown, resolver(pictures_example=[])):
-        fetching = Fetcher(resolver=resolve).fetch(reference("http://pictures.example/"))
-        assert await code_of(fetching) == "failed_to_download_image"
+    told = set()
+    for resolve in (
+        unknown,
+        resolver(pictures_example=[]),
+        resolver(pictures_example=["10.0.0.1"]),
+    ):
+        with pytest.raises(MediaError) as caught:
+            await Fetcher(resolver=resolve).fetch(reference("http://pictures.example/"))
+        told.add((caught.value.code, caught.value.message))
+    assert [code for code, _ in told] == ["invalid_image_url"]
 
 
 async def test_a_name_is_resolved_once_and_that_address_is_dialled(

@@ -1,6 +1,7 @@
 """Bytes -> JSON: what is parsed, repaired and refused."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from litevl.api import json_body
 from litevl.api.json_body import (
     MAX_CONTAINERS,
     MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_ESCAPES,
     MAX_MEMBERS,
+    MAX_NAMES,
     MAX_QUOTES,
     JSONBody,
     parse_json,
@@ -100,7 +104,16 @@ def test_an_error_beside_a_slip_is_told_at_its_own_first_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["NaN", "-Infinity", "Infinity", "1" * 5000, "1e999", "-1.5E+400"]
+    "number",
+    [
+        "NaN",
+        "-Infinity",
+        "Infinity",
+        "1" * 5000,
+        "-" + "1" * (MAX_DIGITS + 1),
+        "1e999",
+        "-1.5E+400",
+    ],
 )
 def test_numbers_that_json_does_not_have_are_told_with_their_place(number: str) -> None:
     assert "line 2 column 6" in json_error('{"NaN": "Infinity",\n"b": ' + number + "}")
@@ -174,6 +187,18 @@ def test_lifting_long_strings_out_changes_nothing_not_even_an_error(text: str) -
     assert found == [found[0]] * 3
 
 
+def test_the_place_of_an_error_behind_many_long_strings_is_found_in_one_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each was looked for in the whole line: 96 MB of them took ten seconds."""
+    monkeypatch.setattr(json_body, "LONG", 64)
+    text = json.dumps({"a": ["a" * 80] * 20_000})[:-1] + " x}"
+    took = -time.process_time()
+    assert f"column {len(text) - 1}." in json_error(text)
+    took += time.process_time()
+    assert took < 1.0  # 0.1 s; it was 2.2 s
+
+
 def test_a_picture_never_reaches_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     loads = json.loads
@@ -198,6 +223,18 @@ def test_how_much_a_body_holds_is_bounded(member: str) -> None:
     assert parse_json(f'{{"a": [{few}]}}'.encode())
     many = ",".join([member] * (MAX_MEMBERS + 2))
     assert "too many" in json_error(f'{{"a": [{many}]}}')
+
+
+def test_as_many_names_escapes_and_digits_as_keep_others_waiting_are_refused() -> None:
+    """A million names in 10 MB held all other clients up for a second, 90 MB of digits for four."""
+    for space in ("", " ", "\n\t"):
+        names = ",".join(f'"{i}"{space}:1' for i in range(MAX_NAMES))
+        assert parse_json(f"{{{names}}}".encode())
+        assert "too many" in json_error(f'{{{names},"x"{space}:1}}')
+    assert parse_json(json.dumps({"a": ":" * (MAX_NAMES + 1) + "é"}).encode())
+    assert parse_json(b'{"a": "' + b"\\n" * MAX_ESCAPES + b'"}')
+    assert "too many" in json_error(b'{"a": "' + b"\\n" * (MAX_ESCAPES + 1) + b'"}')
+    assert parse_json(b'{"a": -' + b"1" * MAX_DIGITS + b"}")
 
 
 def test_a_body_of_very_many_strings_is_not_repaired() -> None:

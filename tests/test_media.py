@@ -418,7 +418,7 @@ async def test_names_without_an_answer_hold_up_nothing_but_lookups(
     while not hanging.is_set():
         await asyncio.sleep(0)
     await asyncio.to_thread(freed.set)  # a thread of the loop, as the rest of the server uses them
-    assert {error.code for error in await asyncio.gather(*jobs)} == {"failed_to_download_image"}
+    assert {error.code for error in await asyncio.gather(*jobs)} == {"invalid_image_url"}
     assert were_freed == [True] * len(urls)
 
 
@@ -437,4 +437,4 @@ async def test_closing_waits_for_no_lookup(make: Make, monkeypatch: pytest.Monke
     await loading.close()
     assert not job.done()
     freed.set()
-    assert (await job).code == "failed_to_download_image"
+    assert (await job).code == "invalid_image_url"

@@ -245,6 +245,9 @@ def test_a_client_that_does_not_read_is_cut_off_and_its_sequences_are_freed() ->
         connection.sendall(request_bytes(stream=True, n=8, logprobs=True, top_logprobs=20))
         rig.engine.wait_until(lambda engine: len(engine.aborted) == 8)
         assert rig.engine.num_running == 0
+        with pytest.raises(ConnectionResetError):  # nor does the kernel keep what it had taken
+            while connection.recv(2**20):
+                pass
 
 
 # Many clients ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from litevl.api.records import record_of
 from litevl.errors import AuthenticationError, ForeignOriginError
 
 # Everything else, routes that do not exist included, asks for a key where one is configured.
@@ -96,6 +97,7 @@ class Authentication:
                     "Without a key this server answers no web pages of other origins, and only as"
                     " localhost or by its address: give it a key (--api-key-file)."
                 )
+            record_of(scope).caller = caller
         await self._app({**scope, _CALLER: caller or b""}, receive, send)
 
 

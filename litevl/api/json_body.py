@@ -25,13 +25,19 @@ MAX_DEPTH = 128  # beyond any schema that people write, and far from where recur
 MAX_QUOTES = (
     200_000  # where the repair gives up: bodies are large by their pictures, not their count
 )
-MAX_CONTAINERS = 200_000  # some 45 ms for the parser, as are
+# What the parser may do without a pause, some 30 ms each:
+MAX_CONTAINERS = 50_000
+MAX_NAMES = 100_000  # of members of objects
 MAX_MEMBERS = 1_000_000  # numbers: a list of all tokens of the longest contexts
+MAX_ESCAPES = 2_000_000  # the longest contexts in `\u` escapes, or `\/` in the base64 of a clip
+MAX_DIGITS = 309  # of an integer, as of a float: the time that they take grows with their square
 LONG = 4096  # bytes of a string that is lifted out
 PIECE = 2**18  # bytes that are looked at in one go
 
 _COMMA = re.compile(r",(?=[ \t\r\n]*+[}\]])")
-_BAD_NUMBER = re.compile(r"NaN|-?Infinity|[0-9]{4301}|-?[0-9.]+[eE]\+?[0-9]{3}")
+_BAD_NUMBER = re.compile(r"NaN|-?Infinity|-?[0-9]{310}|-?[0-9.]+[eE]\+?[0-9]{3}")
+_WORD = re.compile("s[0-9a-f]{32}[0-9]+")  # what stands for a string that was lifted out
+_NAME = re.compile(rb'"[ \t\r\n]*+:')
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 _TOO_DEEP = "The body is not JSON that can be read: nested too deeply."
@@ -80,9 +86,9 @@ class _Text:
             pieces += [body[copied:start], word.encode()]
             copied = end
         rest = b"".join([*pieces, body[copied:]])
-        if rest.count(b"[") + rest.count(b"{") > MAX_CONTAINERS or rest.count(b",") > MAX_MEMBERS:
+        if _holds_too_much(rest):
             raise InvalidJSONError(
-                "The body is not JSON that can be read: it holds too many values."
+                "The body is not JSON that can be read: it holds too many values or escapes."
             )
         try:
             return cls(rest.decode("utf-8-sig"), strings)
@@ -93,7 +99,8 @@ class _Text:
         """Tell line and column of the body itself."""
         start = self.text.rfind("\n", 0, at) + 1
         line = self.text[start:at]
-        lifted = sum(len(self.strings[word]) - len(word) for word in self.strings if word in line)
+        words = (word for word in _WORD.findall(line) if word in self.strings)
+        lifted = sum(len(self.strings[word]) - len(word) for word in words)
         raise InvalidJSONError(
             f"The body is not JSON: {reason} at line {self.text.count(chr(10), 0, at) + 1} "
             f"column {at - start + lifted + 1}."
@@ -117,6 +124,16 @@ class _Text:
                 "The body is not JSON that can be read: an object holds one name twice."
             )
         return value
+
+
+def _holds_too_much(body: bytes) -> bool:
+    """What stands in strings counts as well, or each would have to be looked for."""
+    return (
+        body.count(b"[") + body.count(b"{") > MAX_CONTAINERS
+        or body.count(b",") > MAX_MEMBERS
+        or body.count(b"\\") > MAX_ESCAPES
+        or (body.count(b":") > MAX_NAMES and len(_NAME.findall(body)) > MAX_NAMES)
+    )
 
 
 def _long_strings(body: bytes) -> Iterator[tuple[int, int]]:
@@ -152,6 +169,7 @@ def _parse_strictly(body: _Text) -> object:
             text,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_integer,
             object_pairs_hook=body.to_object,
         )
         if _SURROGATE_ESCAPE.search(text):
@@ -174,6 +192,12 @@ def _finite(text: str) -> float:
     if math.isinf(value := float(text)):
         raise ValueError(text)
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text.removeprefix("-")) > MAX_DIGITS:
+        raise ValueError(text)
+    return int(text)
 
 
 def _is_too_deep(value: object) -> bool:

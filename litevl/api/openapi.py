@@ -272,7 +272,10 @@ _GETS: dict[str, tuple[str, str]] = {
     "/v1/models/{name}": ("One name of the served model", "Model"),
     "/health": ("Whether requests are taken: 200 or 503", "Health"),
     "/health/live": ("Whether the process is worth keeping: 200 or 503", "Health"),
-    "/v1/status": ("Phase, load and the last requests, without their content", "Status"),
+    "/v1/status": (
+        "Phase, load and the last requests of this key, without their content",
+        "Status",
+    ),
     "/metrics": ("What is counted, as Prometheus reads it", "Metrics"),
     "/version": ("The version of litevl", "Version"),
     "/": ("The page, for people", "Page"),

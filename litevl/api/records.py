@@ -7,7 +7,7 @@ but the request id. Lives on the event loop.
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from starlette.types import Scope
 from litevl.api.choices import Delta
 from litevl.api.fields import JSONObject
 from litevl.api.metrics import Metrics
-from litevl.errors import AuthenticationError
 from litevl.logs import FIELDS
 from litevl.sequence import FinishReason, LoadedMedia, MediaKind, Prompt, Sequence
 
@@ -49,6 +48,7 @@ class RequestRecord:
 
     def __init__(self, metrics: Metrics, name: str, endpoint: str) -> None:
         self.name = name  # the request id
+        self.caller: bytes | None = None  # whose it is, once that is known to be somebody's
         self.endpoint = endpoint
         self.began = time.monotonic()
         self.status: int | None = None  # of the answer, once it has begun
@@ -161,17 +161,16 @@ class Records:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self._began = time.monotonic()
-        self._recent: deque[JSONObject] = deque(maxlen=NUM_RECENT)
+        self._recent: dict[bytes, deque[JSONObject]] = defaultdict(lambda: deque(maxlen=NUM_RECENT))
 
     @property
     def uptime(self) -> float:
         """Seconds."""
         return time.monotonic() - self._began
 
-    @property
-    def recent(self) -> list[JSONObject]:
-        """The last requests that asked for an answer, newest first."""
-        return list(reversed(self._recent))
+    def recent(self, caller: bytes) -> list[JSONObject]:
+        """The last requests of one caller that asked for an answer, newest first."""
+        return list(reversed(self._recent[caller]))
 
     def note_connection(self, why: str) -> None:
         """The server ended a connection that brought no request, or not all of one, or took no
@@ -188,10 +187,9 @@ class Records:
         """Called exactly once for each record."""
         record.count_end()
         told = _told(record)
-        # What needs no key could push everybody else's requests out.
-        if record.endpoint in GENERATING and record.code != AuthenticationError.code:
+        if record.endpoint in GENERATING and record.caller is not None:
             arrived = time.time() - (time.monotonic() - record.began)
-            self._recent.append({"when": round(arrived, 3), **told})
+            self._recent[record.caller].append({"when": round(arrived, 3), **told})
         if record.endpoint not in UNLOGGED and not record.endpoint.startswith(PAGE_FILES):
             fields = {"endpoint": record.endpoint, "model": record.model, **told}
             words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from litevl import __version__
 from litevl.addresses import addresses
+from litevl.api.auth import caller_of
 from litevl.api.fields import JSONObject
 from litevl.api.records import Records
 from litevl.api.service import Service
@@ -34,7 +35,7 @@ class StatusEndpoints:
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def status(self, request: Request) -> Response:
-        """Phase, load and the last requests; nulls where the model loads."""
+        """Phase, load and the caller's last requests; nulls where the model loads."""
         rate = self._records.metrics.generation_rate
         _, port = request.scope["server"]
         loading = self._service.loading
@@ -47,7 +48,7 @@ class StatusEndpoints:
                 "addresses": asdict(addresses(self._config, port)),
                 **self._of_model(),
                 "tokens_per_second": rate.per_second(time.monotonic()),
-                "recent": self._records.recent,
+                "recent": self._records.recent(caller_of(request.scope)),
             }
         )
 

@@ -12,6 +12,7 @@ import asyncio
 import re
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -321,6 +322,9 @@ class GuardedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size() < self._unsent:
             self._watch_writing()
         else:
+            if raw := self.transport.get_extra_info("socket"):
+                # Or the kernel would keep what it has taken, megabytes, for minutes more.
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._cut("unread_answer")  # the application hears that its client is gone
 
     def _set_read_timer(self, seconds: float | None, then: Any = None) -> None:

@@ -206,11 +206,11 @@ class Fetcher:
         try:
             answers = await self._resolve(address.host, address.port)
         except (OSError, UnicodeError):
-            raise _FailedError from None
+            answers = []
         ips = [_parse_ip(answer) for answer in answers]
-        if not ips:
-            raise _FailedError
-        if not all(self._is_allowed(ip, address.port) for ip in ips):
+        # A name that does not exist is refused like one that leads inwards: or else anybody could
+        # ask which names there are.
+        if not ips or not all(self._is_allowed(ip, address.port) for ip in ips):
             raise RefusedError
         return ips[0]
 
@@ -284,19 +284,24 @@ async def _read_body(response: httpx.Response, ref: MediaRef, budget: ByteBudget
 def _refused(ref: MediaRef) -> MediaError:
     return MediaError(
         ref.param,
-        "the address is refused: send a data: URL, or a percent-encoded"
-        " http(s) URL of a public host on port 80 or 443 (see --media-networks and"
-        " --allowed-media-domains)",
+        "the address is refused, or nobody knows its host: send a data: URL, or a"
+        " percent-encoded http(s) URL of a public host on port 80 or 443 (see --media-networks and"
+        " --allowed-media-domains)" + _about_proxies(),
         code=f"invalid_{ref.declared}_url",
     )
 
 
 def _failed(ref: MediaRef) -> MediaError:
-    has_proxy = getproxies().keys() & {"http", "https", "all"}
     return MediaError(
         ref.param,
         f"the {NOUN[ref.declared]} could not be downloaded: it must be answered 200,"
         f" uncompressed, within {SECONDS[ref.declared]:.0f} s and {MAX_REDIRECTS} redirects"
-        + ("; this server's proxy is not used for that: send a data: URL" if has_proxy else ""),
+        + _about_proxies(),
         code=f"failed_to_download_{ref.declared}",
     )
+
+
+def _about_proxies() -> str:
+    """Where one leads out, it may be the only way, and for names too."""
+    has_proxy = getproxies().keys() & {"http", "https", "all"}
+    return "; this server's proxy is not used for that: send a data: URL" if has_proxy else ""
