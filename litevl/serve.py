@@ -5,6 +5,7 @@ model.
 """
 
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -84,6 +85,8 @@ class _Loading(threading.Thread):
                 progress.report(phase, done, total, unit)
 
             backend, summary = self._load(config, report)
+            gc.collect()
+            gc.freeze()  # it stays: collections that walk all of it hold every client up
             self._service.attach(backend)
             progress.end()
             announce(self._serving, backend.card, summary)
