@@ -25,7 +25,7 @@ from litevl.engine.scheduler import Scheduler
 from litevl.models import loader
 from litevl.models.attention import AttentionBackend, SdpaPaged, choose_backend
 from litevl.models.processor import Processor
-from litevl.models.qwen_vl import QwenVL
+from litevl.models.qwen_vl import QwenVL, normalised
 from litevl.sequence import (
     Conversation,
     LoadedMedia,
@@ -176,8 +176,8 @@ class Rig:
         ):
             items = [item for item in prompt.media if item.kind == kind]
             if items:
-                stacked = np.concatenate([item.pixels for item in items])
-                inputs[pixels] = torch.from_numpy(stacked).to(self.dtype)
+                stacked = torch.cat([normalised(item, self.device) for item in items])
+                inputs[pixels] = stacked.to(self.dtype)
                 inputs[grid] = torch.tensor([item.grid for item in items])
                 if kind == "video" and config.model_type == "qwen2_5_vl":
                     inputs["second_per_grid_ts"] = torch.full((len(items),), SECONDS_PER_GRID)
@@ -198,12 +198,16 @@ class Rig:
             start = len(ids) + 1
             ids += [config.vision_start_token_id, *[config.image_token_id] * count]
             ids += [config.vision_end_token_id]
+            digest = rng.bytes(16)
+            noise = rng.normal(size=(4 * count, 6 * patch * patch))
             media.append(
                 MediaItem(
                     kind="image",
-                    digest=rng.bytes(16),
+                    digest=digest,
                     token_indices=np.arange(start, start + count),
-                    pixels=rng.normal(size=(4 * count, 6 * patch * patch)).astype(np.float32),
+                    pixels=(noise * 50 + 128).clip(0, 255).astype(np.uint8),
+                    mean=(128.0,) * 3,
+                    std=(50.0,) * 3,
                     grid=part,
                 )
             )

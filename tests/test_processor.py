@@ -12,6 +12,7 @@ import av
 import decord
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InvalidValueError
 from litevl.models.processor import Processor
+from litevl.models.qwen_vl import normalised
 from litevl.sequence import LoadedMedia, MediaOptions, MediaPart, Message, Probe, Prompt, TextPart
 from rig import said
 from tiny_models import CONTROL_TOKENS, FAMILIES, Family, make_checkpoint
@@ -194,7 +196,9 @@ def assert_equal(rig: Rig, prompt: Prompt, inputs: dict[str, Any]) -> None:
         if not items:
             continue
         assert [list(item.grid) for item in items] == inputs[grid].tolist()
-        assert np.array_equal(np.concatenate([item.pixels for item in items]), inputs[pixels])
+        assert all(item.pixels.dtype == np.uint8 for item in items)
+        seen = torch.cat([normalised(item, torch.device("cpu")) for item in items])
+        assert torch.equal(seen, inputs[pixels])
         places = np.concatenate([item.token_indices for item in items])
         assert np.array_equal(places, np.flatnonzero(prompt.token_ids == token))
 
