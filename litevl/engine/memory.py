@@ -152,7 +152,7 @@ def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:
     vision = model.config.vision_config
     merge = vision.spatial_merge_size
     side = merge * (int(num_tokens**0.5) + 1)
-    channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3))
+    channels: int = getattr(vision, "in_channels", 0) or getattr(vision, "in_chans", 3)
     width = channels * vision.temporal_patch_size * vision.patch_size**2
     return MediaItem(
         kind="image",

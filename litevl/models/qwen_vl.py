@@ -114,8 +114,8 @@ class QwenVL:
     def _encode(self, items: Many[MediaItem]) -> Tensor:
         """One forward of the tower: (tokens of all items, hidden * (1 + deepstack levels))."""
         grid = torch.tensor([item.grid for item in items])
-        pixels = torch.cat([normalised(item, self.device) for item in items])
-        out = self._visual(pixels.to(self.dtype), grid_thw=grid, **self._vision_inputs(grid))
+        pixels = torch.cat([normalised(item, self.device).to(self.dtype) for item in items])
+        out = self._visual(pixels, grid_thw=grid, **self._vision_inputs(grid))
         levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or ())]
         return torch.cat(levels, dim=-1)
 
