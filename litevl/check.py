@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
 
@@ -24,6 +23,7 @@ from litevl.models import hub, loader
 from litevl.models.attention import choose_backend
 from litevl.models.needs import needs_of
 from litevl.models.processor import Processor
+from litevl.models.qwen_vl import normalised
 from litevl.progress import Progress
 from litevl.sequence import (
     Conversation,
@@ -143,8 +143,8 @@ def media_inputs(model: Any, prompt: Prompt, grid_seconds: Many[float]) -> dict[
     ):
         items = [item for item in prompt.media if item.kind == kind]
         if items:
-            rows = torch.from_numpy(np.concatenate([item.pixels for item in items]))
-            inputs[pixels] = rows.to(device, model.dtype)
+            rows = torch.cat([normalised(item, device) for item in items])
+            inputs[pixels] = rows.to(model.dtype)
             inputs[grid] = torch.tensor([item.grid for item in items], device=device)
     if grid_seconds and config.model_type == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.tensor(grid_seconds, device=device)

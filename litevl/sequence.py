@@ -174,7 +174,9 @@ class MediaItem:
     kind: MediaKind
     digest: bytes
     token_indices: NDArray[np.int64]  # (n,) ascending prompt indices of its placeholder tokens
-    pixels: NDArray[np.float32] = field(repr=False)  # (patches, channels*temporal*patch*patch)
+    pixels: NDArray[np.uint8] = field(repr=False)  # (patches, channels*temporal*patch*patch)
+    mean: tuple[float, ...]  # of each channel: the tower sees (pixels - mean) / std
+    std: tuple[float, ...]
     grid: tuple[int, int, int]  # patches in time, height, width
 
     @property

@@ -85,7 +85,8 @@ class _Loading(threading.Thread):
                 progress.report(phase, done, total, unit)
 
             backend, summary = self._load(config, report)
-            gc.freeze()  # what never becomes garbage: to look for some in it stops all for 0.2 s
+            gc.collect()
+            gc.freeze()  # it stays: a collection that walked it would stop everybody for 0.2 s
             self._service.attach(backend)
             progress.end()
             tells_key = sys.stdout.isatty()

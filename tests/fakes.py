@@ -275,7 +275,9 @@ def _item(media: LoadedMedia, start: int) -> MediaItem:
         kind=media.kind,
         digest=media.digest,
         token_indices=np.arange(start, start + TOKENS_PER_ITEM),
-        pixels=np.zeros((16, 8), np.float32),
+        pixels=np.zeros((16, 8), np.uint8),
+        mean=(0.0,),
+        std=(1.0,),
         grid=(1, 4, 4),
     )
 

@@ -184,12 +184,16 @@ class Rig:
             start = len(ids) + 1
             ids += [config.vision_start_token_id, *[config.image_token_id] * count]
             ids += [config.vision_end_token_id]
+            digest = rng.bytes(16)
+            noise = rng.normal(size=(4 * count, 6 * patch * patch))
             media.append(
                 MediaItem(
                     kind="image",
-                    digest=rng.bytes(16),
+                    digest=digest,
                     token_indices=np.arange(start, start + count),
-                    pixels=rng.normal(size=(4 * count, 6 * patch * patch)).astype(np.float32),
+                    pixels=(noise * 50 + 128).clip(0, 255).astype(np.uint8),
+                    mean=(128.0,) * 3,
+                    std=(50.0,) * 3,
                     grid=part,
                 )
             )

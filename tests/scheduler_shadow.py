@@ -82,7 +82,9 @@ def media_item(letter: str, token_indices: list[int]) -> MediaItem:
         kind="video" if letter == "Z" else "image",
         digest=letter.encode() * 16,
         token_indices=np.array(token_indices, dtype=np.int64),
-        pixels=np.zeros((0, 0), dtype=np.float32),
+        pixels=np.zeros((0, 0), dtype=np.uint8),
+        mean=(0.0,),
+        std=(1.0,),
         grid=(1, 2, 2),
     )
 

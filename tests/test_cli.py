@@ -331,3 +331,35 @@ def test_check_finds_a_model_that_computes_something_else(
     told = capsys.readouterr().out
     assert "text              equal" in told
     assert "picture           DIFFERS" in told
+
+
+# Tells what the collector would not walk when the doors open, and then fails, which ends it.
+WATCHED = f"""
+import gc, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fakes import CARD, FakeEngine, FakeGrammars, FakeMedia, FakePreprocessor
+from litevl.api.ports import Backend
+from litevl.config import Config
+from litevl.errors import ConfigError
+from litevl.serve import serve
+
+loaded = []
+
+class Engine(FakeEngine):
+    def start(self, deliver):
+        print(any(each is loaded for each in gc.get_objects()), gc.get_freeze_count() > 10_000)
+        raise ConfigError("seen")
+
+def load(config, report):
+    loaded.append([])
+    return Backend(card=CARD, engine=Engine(), preprocessor=FakePreprocessor(),
+                   grammars=FakeGrammars(), media=FakeMedia()), {{}}
+
+sys.exit(serve(Config(no_api_key=True, port=0), load))
+"""
+
+
+def test_what_was_loaded_is_out_of_the_collectors_way_before_the_first_request() -> None:
+    """A collection holds the interpreter; over a loaded model it took a second and more."""
+    told = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True)
+    assert (told.stdout, told.returncode) == ("False True\n", 1)

@@ -77,7 +77,7 @@ def test_the_cases_can_tell_right_from_wrong(
     assert all(len(set(tokens)) >= 8 for tokens in references.values())
     for name, prompt in prompts.items():
         if prompt.media:
-            blank = [replace(item, pixels=-item.pixels[::-1].copy()) for item in prompt.media]
+            blank = [replace(item, pixels=255 - item.pixels[::-1]) for item in prompt.media]
             changed = replace(prompt, media=tuple(blank))
             assert rig.generate(changed, NUM_TOKENS) != references[name], name
 

@@ -162,6 +162,10 @@ def test_what_cannot_be_enforced_is_refused_in_one_line_that_says_why(
         {"type": "string", "pattern": "(canary"},
         {"type": "string", "pattern": "canary[^\\s\\S]"},
         {"type": "string", "pattern": "^canary$", "minLength": 50},
+        {"type": "string", "pattern": "canary^b$c"},
+        {"patternProperties": {"^canary$": {}, "(canary|b)*": {}}},
+        {"type": "number", "multipleOf": 7777e-30},
+        {"type": "integer", "minimum": 7777, "maximum": 77},
         {"enum": [], "properties": {"canary": {"not": {"const": "canary"}}}},
         {"properties": {"canary": {"minimum": "canary"}}, "required": "canary"},
         {"type": "object", "properties": {"canary": {"$ref": "canary:canary"}}},
@@ -171,7 +175,18 @@ def test_what_cannot_be_enforced_is_refused_in_one_line_that_says_why(
 def test_a_refusal_repeats_nothing_of_the_schema(tiny: Bench, schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidValueError) as caught:
         tiny.compile(JsonGrammar(json.dumps(schema)))
-    assert "canary" not in caught.value.message
+    assert "canary" not in caught.value.message and "77" not in caught.value.message
+
+
+@pytest.mark.parametrize("keyword", ["minimum", "exclusiveMaximum", "multipleOf"])
+@pytest.mark.parametrize("bound", [2**53 + 1, -(10**50), 1e300])
+def test_a_bound_that_would_be_taken_for_another_is_refused(
+    tiny: Bench, keyword: str, bound: float
+) -> None:
+    """2^53 + 1 let 2^53 pass, and 10^50 let 2^63 - 1 pass."""
+    schema = {"type": "integer", "maximum": 5} | {keyword: bound}
+    with pytest.raises(InvalidValueError, match=r"beyond 2\^53"):
+        tiny.compile(JsonGrammar(json.dumps(schema)))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "true", '{"items":' * 9000 + "{}" + "}" * 9000])

@@ -1,11 +1,16 @@
 """The KV plan takes what the machine has, and says in numbers when that is too little."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from litevl.config import Config
+from litevl.engine import memory
 from litevl.engine.memory import KVPlan, available_memory, plan_kv
 from litevl.errors import ConfigError
 
@@ -60,6 +65,15 @@ def test_a_whole_context_always_fits_the_blocks(mib: int, length: int, seqs: int
         return
     assert made.max_model_len == length <= made.num_blocks * 16
     assert made.num_bytes <= mib * MIB
+
+
+@pytest.mark.parametrize(("free", "budget"), [(4096, 960), (256, 0), (100, 0)])
+def test_on_the_cpu_kernels_that_are_still_to_come_are_counted_before_the_cache(
+    free: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: free * MIB)
+    model: Any = SimpleNamespace(device=torch.device("cpu"))
+    assert memory.kv_budget(model, Config(), 4096) == budget * MIB
 
 
 def test_a_containers_limit_counts_as_memory(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InvalidValueError
 from litevl.models.processor import Processor
+from litevl.models.qwen_vl import normalised
 from litevl.sequence import LoadedMedia, MediaOptions, MediaPart, Message, Probe, Prompt, TextPart
 from rig import said
 from tiny_models import CONTROL_TOKENS, FAMILIES, Family, make_checkpoint
@@ -194,7 +195,8 @@ def assert_equal(rig: Rig, prompt: Prompt, inputs: dict[str, Any]) -> None:
         if not items:
             continue
         assert [list(item.grid) for item in items] == inputs[grid].tolist()
-        assert np.array_equal(np.concatenate([item.pixels for item in items]), inputs[pixels])
+        seen = np.concatenate([normalised(item, rig.model.device) for item in items])
+        assert np.array_equal(seen, inputs[pixels]) and items[0].pixels.dtype == np.uint8
         places = np.concatenate([item.token_indices for item in items])
         assert np.array_equal(places, np.flatnonzero(prompt.token_ids == token))
 
@@ -396,9 +398,7 @@ def test_max_pixels_of_the_server_is_default_and_cap_in_one(rig: Rig) -> None:
     assert tokens_of(rig, processor, huge, max_pixels=cap // 2) <= 25
 
 
-def test_min_pixels_of_the_server_enlarges_small_pictures_unless_the_part_says_less(
-    rig: Rig,
-) -> None:
+def test_min_pixels_of_the_server_enlarges_a_picture_unless_the_part_says_less(rig: Rig) -> None:
     processor = rig.load(Config(min_pixels=100 * rig.side**2))
     assert tokens_of(rig, processor, picture(1, 40, 40)) >= 100
     assert tokens_of(rig, processor, picture(1, 40, 40), min_pixels=4 * rig.side**2) == 4

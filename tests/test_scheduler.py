@@ -29,7 +29,9 @@ def media_item(start: int, length: int) -> MediaItem:
         kind="image",
         digest=uuid.uuid4().bytes,
         token_indices=np.arange(start, start + length),
-        pixels=np.zeros((0, 0), dtype=np.float32),
+        pixels=np.zeros((0, 0), dtype=np.uint8),
+        mean=(0.0,),
+        std=(1.0,),
         grid=(1, 2, 2 * length),
     )
 

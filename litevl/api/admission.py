@@ -20,7 +20,7 @@ from litevl.media.loader import Fit
 from litevl.sequence import PlannedMedia
 
 WAIT_S = 60.0  # for room; as long as in the engine's queue
-PIXEL_BYTES = 27  # decoded, and twice in float32 for the vision tower
+PIXEL_BYTES = 9  # decoded, and twice as patches: until the answer is out, to be encoded again
 MEMORY_SHARE = 4  # this part of the machine's memory is for pixels
 
 _CLAIM = "litevl.pixels"  # in the scope

@@ -20,6 +20,7 @@ from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
 ENCODER_SHARE = 8  # the encoder cache takes at most one part in eight of the budget
 MAX_ENCODER_BYTES = 2**30  # 32 pictures of a megapixel with an 8B model
+KERNEL_BYTES = 2**28  # of oneDNN's kernels, made as they are needed: it keeps 1024, 0.25 MiB each
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
@@ -107,7 +108,7 @@ def check_weights(num_bytes: int, device: torch.device) -> None:
 def kv_budget(model: QwenVL, config: Config, max_model_len: int) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
-        return available_memory() // CPU_SHARE
+        return max(0, available_memory() - KERNEL_BYTES) // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
     run_largest_step(
         model,
@@ -144,13 +145,15 @@ def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:
     vision = model.config.vision_config
     merge = vision.spatial_merge_size
     side = merge * (int(num_tokens**0.5) + 1)
-    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    channels: int = getattr(vision, "in_channels", 0) or getattr(vision, "in_chans", 3)
     width = channels * vision.temporal_patch_size * vision.patch_size**2
     return MediaItem(
         kind="image",
         digest=b"",
         token_indices=np.arange((side // merge) ** 2),
-        pixels=np.zeros((side * side, width), dtype=np.float32),
+        pixels=np.zeros((side * side, width), dtype=np.uint8),
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
         grid=(1, side, side),
     )
 

@@ -28,6 +28,7 @@ MAX_CHARACTERS = 128 * 1024  # of one grammar in Lark, schemas included: about a
 # object, each compared with each, or the intersection of 35 took more than half a minute.
 MAX_PATTERNS = 100
 MAX_PATTERNS_COMBINED = 12
+MAX_BOUND = 2**53  # of numbers: llguidance takes larger ones for another, without a word
 MAX_REASON = 200  # characters of what llguidance says against a schema
 
 # By llguidance's own figures one `fill` costs at most about 20 ms at these, and a mask 200 MB.
@@ -51,6 +52,7 @@ COMPACT = {"item_separator": ",", "key_separator": ":"}
 SPACED = {"item_separator": ", ", "key_separator": ": "}  # as templates write calls: `tojson`
 
 _COMBINING = {"allOf", "anyOf", "oneOf", "$ref"}
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _COMBINED = {"properties", "patternProperties", "additionalProperties", "items", "pattern"}
 
 
@@ -237,6 +239,8 @@ def _schema(text: str) -> dict[str, Any]:
     most = MAX_PATTERNS_COMBINED if any(map(_combines, nodes)) else MAX_PATTERNS
     if (count := sum(map(_num_patterns, nodes))) > most:
         raise _refusal(f"it has {count} patterns, of at most {most}")
+    if any(map(_is_bounded_too_far, nodes)):
+        raise _refusal("no number is bounded beyond 2^53")
     return schema
 
 
@@ -255,6 +259,11 @@ def _num_patterns(node: dict[str, Any]) -> int:
     return ("pattern" in node) + (len(by_name) if isinstance(by_name, dict) else 0)
 
 
+def _is_bounded_too_far(node: dict[str, Any]) -> bool:
+    bounds = [node.get(key) for key in _BOUNDS]
+    return any(isinstance(each, int | float) and abs(each) > MAX_BOUND for each in bounds)
+
+
 def _combines(node: dict[str, Any]) -> bool:
     """Whether several schemas hold for one value, whose patterns llguidance must intersect."""
     combining = node.keys() & _COMBINING
@@ -262,6 +271,7 @@ def _combines(node: dict[str, Any]) -> bool:
 
 
 _QUOTED = re.compile(r"""(['"`])(.*?)\1""")
+_PATTERN_OR_NUMBER = re.compile(r"/.*/|-?\d[\d.e+-]*")
 _UNSUPPORTED = frozenset(
     [
         "not",
@@ -297,7 +307,8 @@ def _reason(error: str) -> str:
     line = re.sub(
         r"(Invalid type|Unknown format|Regex is empty): .*", r"\1", re.sub(prefixes, "", line)
     )
-    return _QUOTED.sub(_keyword, line).split(". ")[0][:MAX_REASON]
+    line = _PATTERN_OR_NUMBER.sub("…", _QUOTED.sub(_keyword, line))
+    return line.split(". ")[0][:MAX_REASON]
 
 
 def _keyword(quoted: re.Match[str]) -> str:

@@ -132,8 +132,10 @@ async def warm_up(clients: Clients) -> None:
     clients.wrong.clear()
 
 
-async def ask_for(clients: Clients, seconds: float, rate: float, most: int) -> None:
-    """Clients come at chance, `rate` a second in the mean."""
+async def ask_for(
+    clients: Clients, seconds: float, rate: float, most: int
+) -> set[asyncio.Task[None]]:
+    """Clients come at chance, `rate` a second in the mean; those that are not done yet."""
     ends = time.monotonic() + seconds
     under_way: set[asyncio.Task[None]] = set()
     due = time.monotonic()
@@ -147,7 +149,7 @@ async def ask_for(clients: Clients, seconds: float, rate: float, most: int) -> N
         task = asyncio.create_task(clients.one(clients.draw()), name=str(number))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
+    return under_way
 
 
 async def soak(args: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -164,9 +166,10 @@ async def soak(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             before = await server.snapshot()
             watching = asyncio.create_task(server.watch(max(1.0, min(10.0, args.seconds / 120))))
             began = time.monotonic()
-            await ask_for(clients, args.seconds, args.rate, args.requests)
+            under_way = await ask_for(clients, args.seconds, args.rate, args.requests)
+            watching.cancel()  # a server that nobody asks would hide in a flat line what it loses
+            await asyncio.gather(*under_way)
             took = time.monotonic() - began
-            watching.cancel()
             await asyncio.sleep(args.idle)
             after = await server.snapshot()
         finally:

@@ -30,8 +30,14 @@ POOLS = ("litevl-prepare", "litevl-media", "litevl-dns", "asyncio")  # bounded, 
 kept: list[object] = []
 
 
+def objects() -> list[object]:
+    """All that the collector knows, what `litevl serve` put out of its way included."""
+    gc.unfreeze()
+    return gc.get_objects()
+
+
 def engine() -> Engine | None:
-    return next((each for each in gc.get_objects() if isinstance(each, Engine)), None)
+    return next((each for each in objects() if isinstance(each, Engine)), None)
 
 
 def counts() -> dict[str, int]:
@@ -41,10 +47,10 @@ def counts() -> dict[str, int]:
         "tasks": len(asyncio.all_tasks()),
         "pool_threads": sum(t.name.startswith(POOLS) for t in threading.enumerate()),
     }
-    objects = gc.get_objects()
+    everything = objects()
     for name in ("Sequence", "Generation", "RequestRecord", "GuardedProtocol", "LoadedMedia"):
-        found[f"objects_{name}"] = sum(type(each).__name__ == name for each in objects)
-    for each in objects:
+        found[f"objects_{name}"] = sum(type(each).__name__ == name for each in everything)
+    for each in everything:
         if isinstance(each, Service):
             found["requests"] = each.num_running
         if isinstance(each, Engine):
