@@ -168,5 +168,7 @@ def _convert(hint: Any, text: str) -> Any:
 def _describe(hint: Any) -> str:
     if get_origin(hint) is dict:
         return "image=N,video=N"
+    if hint is bool:
+        return "true or false"
     inner = {str(each) for each in (hint, *get_args(hint))}
     return "a whole number" if str(int) in inner else "a number"

@@ -97,6 +97,11 @@ def test_an_impossible_value_is_named(arguments: list[str], words: str) -> None:
     assert words in failure(*arguments)
 
 
+def test_a_switch_in_the_environment_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITEVL_NO_API_KEY", "maybe")
+    assert "--no-api-key takes true or false, got 'maybe'" in failure()
+
+
 def test_a_public_address_without_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="no key is set"):
         load_keys(Config(host="0.0.0.0"))

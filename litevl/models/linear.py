@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
 
 def padded_rows(rows: int) -> int:
     """`rows` rounded up to one of four counts an octave. oneDNN compiles a kernel for each count it
-    meets and never lets one go: milliseconds and half a MiB each."""
+    meets and keeps hundreds of them: milliseconds, and a quarter to half a MiB each."""
     step = 1 << max(rows.bit_length() - 3, 0)
     return max(-(-rows // step) * step, LEAST_ROWS)
 
