@@ -145,23 +145,19 @@ def clip_way(clip: Clip, rng: Rng, lang: str) -> list[Turn]:
 
 
 def more(pair: Pair, rng: Rng, lang: str) -> list[Turn]:
-    """Which of two pictures has more of a kind."""
+    """Which of two pictures has more of a kind; the counts come first, so that the model need not
+    compare what it has not yet said."""
     shown = [kind for scene in pair.scenes for kind, _, _ in scene.groups()]
     kind = str(rng.choice(shown))
     measure, name = NOUNS_ZH[kind]
     one, two = (scene.count(kind) for scene in pair.scenes)
     question = choose(rng, lang, MORE_EN, MORE_ZH).format(s=noun(kind, 2, "en"), n=name)
     if lang == "en":
-        if one == two:
-            return [(question, f"Both pictures have {one} {noun(kind, one, lang)}.")]
-        best = "first" if one > two else "second"
-        answer = f"The first picture has {one}, the second has {two}: the {best} has more."
-        return [(question, answer)]
-    if one == two:
-        return [(question, f"两张图中都有{one}{measure}{name}。")]
-    best = "第一" if one > two else "第二"
-    answer = f"第一张图中有{one}{measure}，第二张图中有{two}{measure}，{best}张更多。"
-    return [(question, answer)]
+        best = "neither" if one == two else f"the {'first' if one > two else 'second'}"
+        return [(question, f"The first picture has {one}, the second has {two}: {best} has more.")]
+    best = "一样多" if one == two else f"第{'一' if one > two else '二'}张更多"
+    facts = f"第一张图中有{one}{measure}，第二张图中有{two}{measure}"
+    return [(question, f"{facts}，{best}。")]
 
 
 def which(pair: Pair, rng: Rng, lang: str) -> list[Turn]:
