@@ -20,7 +20,7 @@ from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, 
 DEFAULT_BATCHED_TOKENS = {"cpu": 256, "cuda": 2048}
 ENCODER_SHARE = 8  # the encoder cache takes at most one part in eight of the budget
 MAX_ENCODER_BYTES = 2**30  # 32 pictures of a megapixel with an 8B model
-KERNEL_BYTES = 2**28  # of oneDNN's kernels, made as they are needed: it keeps 1024, 0.25 MiB each
+KERNEL_BYTES = 2**28  # of oneDNN's kernels, made as they are needed: hundreds, of up to 0.5 MiB
 CPU_SHARE = 4  # on the CPU the cache takes at most one part in four of the free memory
 
 
