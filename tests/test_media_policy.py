@@ -126,3 +126,11 @@ def test_keys_that_the_clip_cannot_meet_are_refused_by_name(keys: dict[str, Any]
         DEFAULTS.plan(probe, MediaOptions(**keys), "messages[3].content[1]")
     assert caught.value.param == "messages[3].content[1]"
     assert any(key in caught.value.message for key in keys)
+
+
+def test_a_clip_with_an_odd_number_of_frames_is_told_the_even_number_to_ask_for() -> None:
+    """Qwen rounds `nframes` to pairs: three of five frames would be four, and of three too many."""
+    probe = Probe(kind="video", width=64, height=64, num_frames=3, fps=3.0)
+    with pytest.raises(InvalidValueError, match="even number of frames, 2 to 2: the clip has 3"):
+        DEFAULTS.plan(probe, MediaOptions(nframes=3), "p")
+    assert len(DEFAULTS.plan(probe, MediaOptions(nframes=2), "p").frame_indices) == 2

@@ -165,7 +165,8 @@ class MediaPolicy:
             keys["min_frames"] = options.min_frames or self.min_frames
             return int(qwen.smart_nframes(keys, count, fps))
         except ValueError:
-            message = f"nframes and max_frames must leave 2 to {count} frames"
+            most = count // 2 * 2  # models look at pairs
+            message = f"nframes and max_frames must leave an even number of frames, 2 to {most}"
             raise InvalidValueError(f"{message}: the clip has {count} to choose from") from None
 
     def _max_frames(self, probe: Probe, options: MediaOptions, seconds: float) -> int:
