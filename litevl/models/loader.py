@@ -26,7 +26,7 @@ from litevl.models.attention import (
     register,
 )
 from litevl.models.hub import Source
-from litevl.models.linear import can_pack, pack_linears
+from litevl.models.linear import PatchEmbed, can_pack, pack_linears
 from litevl.models.qwen_vl import FAMILIES, QwenVL
 from litevl.progress import Report, ignore
 from litevl.sequence import SamplingDefaults
@@ -122,6 +122,8 @@ def prepare(model: Any, *, device: torch.device, backend: AttentionBackend) -> Q
     model.eval().requires_grad_(False)
     vision = VISION_ATTENTION if isinstance(backend, VarlenPaged) else "sdpa"
     model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": vision})
+    visual = model.model.visual
+    visual.patch_embed = PatchEmbed(visual.patch_embed.proj)
     if device.type == "cpu" and can_pack():
         pack_linears(model)
     return QwenVL(model, device=device, backend=backend)

@@ -14,8 +14,6 @@ import psutil
 MIB = 2**20
 MAX_SLOPE = 5.0  # MiB an hour, in the last half
 NOISE = 4.0  # MiB that the last half may grow in any case: too little time tells no slope
-EARLY = 16.0  # the same where that half is shorter than EARLY_HOURS: kernels are still compiled
-EARLY_HOURS = 0.1
 FILES = 2  # open ones more are within what comes and goes
 
 
@@ -80,15 +78,13 @@ class Growth:
     mib_per_hour: float
     error: float  # standard error of the slope
     mib: float  # what the line climbs in that half
-    hours: float = 0.0  # how long that half is
     samples: int
     course: tuple[float, ...] = ()  # MiB, eight of all samples
 
     @property
     def is_leak(self) -> bool:
         """More than the limit, and more than chance or a short run explain."""
-        noise = EARLY if self.hours < EARLY_HOURS else NOISE
-        return self.mib_per_hour - 2 * self.error > MAX_SLOPE and self.mib > noise
+        return self.mib_per_hour - 2 * self.error > MAX_SLOPE and self.mib > NOISE
 
     def told(self) -> dict[str, object]:
         return {
@@ -113,7 +109,6 @@ def slope(samples: Many[tuple[float, float]]) -> Growth:
         mib_per_hour=float(line),
         error=error,
         mib=float(line * (hours[-1] - hours[0])),
-        hours=float(hours[-1] - hours[0]),
         samples=len(half),
         course=tuple(each for _, each in samples[::every]),
     )

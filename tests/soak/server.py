@@ -1,8 +1,9 @@
 """`litevl serve` as the soak watches it: it tells what it holds when asked by SIGUSR1.
 
 `python -m soak.server COUNTS LEAK [litevl serve's arguments]`, started by `__main__.py`.
-Caches are made small, so that they turn over within minutes. LEAK names a fault to be planted
-(`none`): the soak must find each of them, or it would prove nothing.
+Caches are made small, so that they turn over within minutes, and oneDNN's kernels for every count
+of rows are compiled at the start: what memory still grows by is then a leak. LEAK names a fault to
+be planted (`none`): the soak must find each of them, or it would prove nothing.
 """
 
 import asyncio
@@ -17,13 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from litevl import cli
 from litevl.api.service import Service
 from litevl.engine import memory
 from litevl.engine.engine import Engine
 from litevl.media import loader
+from litevl.models import loader as model_loader
+from litevl.models.linear import PackedLinear, padded_rows
 
 FRAME_BYTES, FEATURE_BYTES = 2**22, 2**20  # of the caches
+MAX_ROWS = 4096  # patches or tokens of a step
 EVERY = 10  # requests, one of which leaks
 POOLS = ("litevl-prepare", "litevl-media", "litevl-dns", "asyncio")  # bounded, but grow when used
 
@@ -133,9 +139,26 @@ def make_caches_small() -> None:
     memory.MAX_ENCODER_BYTES = FEATURE_BYTES
 
 
+def compile_kernels_first() -> None:
+    prepare = model_loader.prepare
+
+    def prepare_and_compile(model: torch.nn.Module, **given: Any) -> Any:
+        prepared = prepare(model, **given)
+        layers = [each for each in model.modules() if isinstance(each, PackedLinear)]
+        shapes = {(each.in_features, each.out_features): each for each in layers}
+        with torch.inference_mode():
+            for rows in sorted({padded_rows(count) for count in range(1, MAX_ROWS + 1)}):
+                for each in shapes.values():
+                    each(torch.zeros(rows, each.in_features))
+        return prepared
+
+    model_loader.prepare = prepare_and_compile
+
+
 if __name__ == "__main__":
     counts_file, leak_name, *arguments = sys.argv[1:]
     make_caches_small()
+    compile_kernels_first()
     if leak_name in LEAKS:
         plant(LEAKS[leak_name])
     tell_counts_to(Path(counts_file))
