@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import struct
 
+import psutil
 import pytest
 
 from litevl.errors import MediaError
@@ -91,6 +93,30 @@ async def test_a_server_that_never_shakes_hands_is_given_up_and_leaves_no_socket
         url = f"https://127.0.0.1:{port}/"
         fetching = Fetcher([LOOPBACK]).fetch(reference(url))
         assert await code_of(fetching) == "failed_to_download_image"
+
+
+async def test_a_download_that_is_cancelled_while_hands_are_shaken_closes_its_socket() -> None:
+    greeted = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)  # of the client's hello
+        greeted.set()
+        await reader.read(-1)
+        writer.close()
+
+    gc.disable()  # it would close what nobody else does
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        ref = reference(f"https://127.0.0.1:{port}/")
+        fetching = asyncio.create_task(Fetcher([LOOPBACK]).fetch(ref))
+        await greeted.wait()
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        await asyncio.sleep(0)  # a transport closes in the loop's next turn
+        open_ones = psutil.Process().net_connections("tcp")
+        gc.enable()
+    assert fetching.cancelled()
+    assert not [each for each in open_ones if each.raddr and each.raddr.port == port]
 
 
 async def test_a_body_that_is_longer_than_it_says_ends_where_it_said() -> None:

@@ -322,6 +322,15 @@ def test_a_preflight_is_answered_before_the_key_is_asked_for(shared: Rig) -> Non
     assert answer.headers["x-request-id"]
 
 
+def test_a_refused_preflight_is_an_error_like_all_others(shared: Rig) -> None:
+    headers = PREFLIGHT | {"access-control-request-method": "BREW"}
+    answer = httpx.options(shared.url + "/v1/models", headers=headers, trust_env=False)
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["x-request-id"]
+
+
 def test_a_page_of_another_origin_can_read_answers_and_errors(shared: Rig) -> None:
     for path in ("/v1/models", "/v1/nothing"):
         answer = shared.client.get(path, headers={"origin": "https://page.example"})

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -20,7 +19,7 @@ from litevl.api.bodies import BodyLimit
 from litevl.api.chat import accept_chat
 from litevl.api.completions import accept_completion
 from litevl.api.exchange import find_model
-from litevl.api.middleware import AnswerHeaders, Errors, Recording, normalised
+from litevl.api.middleware import AnswerHeaders, Cors, Errors, Recording, normalised
 from litevl.api.openapi import openapi_document
 from litevl.api.overview import page_routes
 from litevl.api.records import Records
@@ -82,14 +81,7 @@ def _wrap(
     )
     app = recorded(Errors(app))
     if config.api_key:  # without a key, a page of any origin could otherwise use the model
-        app = CORSMiddleware(
-            app,
-            allow_origins=["*"],
-            allow_methods=["*"],
-            allow_headers=["*"],
-            allow_private_network=True,
-            expose_headers=["x-request-id", "x-litevl-json-repaired"],
-        )
+        app = Cors(app)
     return AnswerHeaders(app)
 
 

@@ -12,7 +12,9 @@ from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.records import Records, record_of
@@ -76,6 +78,29 @@ def request_id(scope: Scope) -> str:
 
 def _request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+class Cors(CORSMiddleware):
+    """Pages of every origin may call, and read what is answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            app,
+            allow_origins=["*"],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["x-request-id", "x-litevl-json-repaired"],
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Starlette's, but a refusal is an error like all others."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        refusal = error_response(MethodNotAllowedError("Pages of other origins may GET and POST."))
+        refusal.headers["allow"] = "GET, POST"
+        return refusal
 
 
 class Recording:

@@ -5,6 +5,7 @@ neither a second parser nor a second DNS answer can lead elsewhere. Knows nothin
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import socket
@@ -12,6 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, urljoin
 from urllib.request import getproxies
 
@@ -224,6 +226,12 @@ class Fetcher:
     ) -> bytes | str:
         """One hop, by the bare transport: no cookies, proxies, redirects or log of addresses. The
         bytes, or where else they are."""
+
+        async def note_connection(event: str, told: Mapping[str, Any]) -> None:
+            # httpcore does not close it when its handshake is cancelled.
+            if event == "connection.connect_tcp.complete":
+                dialled.push_async_callback(told["return_value"].aclose)
+
         request = httpx.Request(
             "GET",
             httpx.URL(
@@ -239,12 +247,17 @@ class Fetcher:
                 "accept-encoding": "identity",
                 "connection": "close",
             },
-            # The certificate is checked against the name, though an address is dialled.
-            # Its own limit, since a handshake that is cancelled would leave its socket to the
-            # garbage collector.
-            extensions={"sni_hostname": address.host, "timeout": {"connect": CONNECT_S}},
+            extensions={
+                # The certificate is checked against the name, though an address is dialled.
+                "sni_hostname": address.host,
+                "timeout": {"connect": CONNECT_S},
+                "trace": note_connection,
+            },
         )
-        async with httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport:
+        async with (
+            contextlib.AsyncExitStack() as dialled,
+            httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False) as transport,
+        ):
             response = await transport.handle_async_request(request)
             try:
                 return await _read(response, ref, budget)
