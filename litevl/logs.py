@@ -23,6 +23,8 @@ def configure(log_format: LogFormat) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("litevl").setLevel(logging.INFO)
+    # It warns of what callers ask: a rate beyond their clip's own, say.
+    logging.getLogger("qwen_vl_utils").setLevel(logging.ERROR)
 
 
 class TextFormatter(logging.Formatter):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from litevl.errors import MediaError
 from litevl.media import decode
 from litevl.media.workers import Workers
 from litevl.sequence import Probe
@@ -338,6 +339,17 @@ def sound() -> bytes:
 )
 async def test_broken_clips_are_parse_errors(pool: Workers, data: bytes) -> None:
     assert await code_of(pool, item(data)) == "video_parse_error"
+
+
+async def test_a_clip_that_tells_no_size_is_not_called_too_small(pool: Workers) -> None:
+    data = bytearray(clip())
+    entry = data.find(b"avc1", data.find(b"stsd"))
+    data[entry : entry + 4], data[entry + 28 : entry + 32] = b"mp4v", bytes(4)
+    data = data.replace(b"avcC", b"free")
+    with pytest.raises(MediaError) as caught:
+        await pool.probe(item(bytes(data)))
+    assert caught.value.code == "video_parse_error"
+    assert "shorter" not in caught.value.message
 
 
 def leading_elsewhere(magic: bytes, port: int) -> bytes:

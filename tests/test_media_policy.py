@@ -128,6 +128,23 @@ def test_keys_that_the_clip_cannot_meet_are_refused_by_name(keys: dict[str, Any]
     assert any(key in caught.value.message for key in keys)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"nframes": 4}, {"max_frames": 1}, {"video_start": 3.0}, {"video_end": 0.0}], ids=str
+)
+def test_a_clip_of_one_frame_refuses_what_any_clip_of_a_pair_refuses(keys: dict[str, Any]) -> None:
+    probe = Probe(kind="video", width=64, height=64, num_frames=1, fps=10.0)
+    assert DEFAULTS.plan(probe, MediaOptions(nframes=2), "p").frame_indices == (0, 0)
+    with pytest.raises(InvalidValueError):
+        DEFAULTS.plan(probe, MediaOptions(**keys), "p")
+
+
+def test_min_pixels_just_below_the_largest_picture_are_reached() -> None:
+    policy = replace(DEFAULTS, factor=32, max_item_tokens=42)
+    probe = Probe(kind="image", width=200, height=150, num_frames=1, fps=0.0)
+    plan = policy.plan(probe, MediaOptions(min_pixels=40_000), "p")
+    assert (plan.width, plan.height) == (224, 192)
+
+
 def test_a_clip_with_an_odd_number_of_frames_is_told_the_even_number_to_ask_for() -> None:
     """Qwen rounds `nframes` to pairs: three of five frames would be four, and of three too many."""
     probe = Probe(kind="video", width=64, height=64, num_frames=3, fps=3.0)

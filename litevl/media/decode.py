@@ -222,6 +222,8 @@ def _open_clip(data: bytes, format: str) -> tuple[Any, Any]:
     if stream is None:
         raise ValueError("no pictures in it")
     codec = stream.codec_context
+    if not codec.width or not codec.height:
+        raise ValueError("its header tells no size")
     check_shape(codec.width, codec.height)
     codec.thread_count, codec.thread_type = 1, "NONE"
     codec.options = {"max_pixels": str(MAX_PIXELS)}  # where it grows on the way

@@ -32,6 +32,8 @@ Cut = Callable[[Any], Any]  # a JSON value of the caller's -> the same without c
 Content = str | list[dict[str, str]]
 Turn = dict[str, Any]
 
+MAX_NAME = 64  # characters of an unknown option's name that its error repeats
+
 # What a template raises about messages, tools and options that it was not written for.
 _REFUSALS = (
     TemplateError,
@@ -110,7 +112,7 @@ class ChatTemplate:
             return
         known = ", ".join(sorted(self.options)) or "none"
         message = f"the model's chat template has no such option; it has: {known}"
-        raise InvalidValueError(message, param=f"chat_template_kwargs.{name}")
+        raise InvalidValueError(message, param=f"chat_template_kwargs.{name[:MAX_NAME]}")
 
     def _rendering(self, turns: list[Turn], options: dict[str, Any]) -> Rendering:
         text = self._apply(turns, options, add_generation_prompt=True)

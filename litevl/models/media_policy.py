@@ -51,7 +51,7 @@ class MediaPolicy:
     def plan(self, probe: Probe, options: MediaOptions, param: str) -> MediaPlan:
         """Choose size and frames.
 
-        A clip of a single frame is seen as that frame twice: the model looks at frames in pairs.
+        A clip of a single frame is that frame twice: the model looks at frames in pairs.
         Raises `InvalidValueError` with `param` when the keys ask what the clip does not have.
         """
         try:
@@ -123,7 +123,8 @@ class MediaPolicy:
         try:
             size = qwen.smart_resize(height, width, self.factor, min(least, most), most)
             if size[0] * size[1] > most:  # `least` was rounded up past `most`
-                size = qwen.smart_resize(*size, self.factor, 0, most)
+                shrunk = qwen.smart_resize(*size, self.factor, 0, most)
+                size = self._between(size, shrunk, least, most) or shrunk
         except ValueError:
             message = f"one side is more than {qwen.MAX_RATIO} times the other ({width}x{height})"
             raise InvalidValueError(
@@ -135,22 +136,31 @@ class MediaPolicy:
             return (self.factor, longest) if width > height else (longest, self.factor)
         return size
 
+    def _between(
+        self, above: tuple[int, int], below: tuple[int, int], least: float, most: float
+    ) -> tuple[int, int] | None:
+        """Of the sizes between these two, the one within both limits that is bent the least."""
+        heights = range(below[0], above[0] + 1, self.factor)
+        widths = range(below[1], above[1] + 1, self.factor)
+        fitting = [(h, w) for h in heights for w in widths if least <= h * w <= most]
+        shape = above[0] / above[1]
+        return min(fitting, key=lambda each: abs(math.log(each[0] / each[1] / shape)), default=None)
+
     # Frames --------------------------------------------------------------------------------
 
     def _frame_indices(self, probe: Probe, options: MediaOptions) -> tuple[int, ...]:
-        if probe.num_frames == 1:
-            return (0, 0)
         fps = probe.fps or UNKNOWN_FPS
+        num_frames = max(probe.num_frames, qwen.FRAME_FACTOR)
         keys = _given(video_start=options.video_start, video_end=options.video_end)
         try:
-            first, last, count = qwen.calculate_video_frame_range(keys, probe.num_frames, fps)
+            first, last, count = qwen.calculate_video_frame_range(keys, num_frames, fps)
         except ValueError:
             seconds = probe.num_frames / fps
             message = "video_start must lie before video_end, with at least two frames between them"
             raise InvalidValueError(f"{message}; the clip is {seconds:.2f} s long") from None
         nframes = self._num_frames(probe, options, count, fps)
         indices = torch.linspace(first, last, nframes).round().long()  # as its decord reader does
-        return tuple(indices.tolist())
+        return tuple(indices.clamp(max=probe.num_frames - 1).tolist())
 
     def _num_frames(self, probe: Probe, options: MediaOptions, count: int, fps: float) -> int:
         """How many of `count` frames to see: even, at least two."""
