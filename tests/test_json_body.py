@@ -18,6 +18,7 @@ from litevl.api.json_body import (
     MAX_MEMBERS,
     MAX_NAMES,
     MAX_QUOTES,
+    MAX_REST,
     JSONBody,
     parse_json,
 )
@@ -180,11 +181,12 @@ def outcome(body: bytes) -> object:
 )
 def test_lifting_long_strings_out_changes_nothing_not_even_an_error(text: str) -> None:
     found = []
-    for long in (2, 5, 10**9):
+    for long, piece in ((2, 1), (2, 3), (5, 100), (10**9, 100)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(json_body, "LONG", long)
+            patch.setattr(json_body, "PIECE", piece)
             found.append(outcome(text.encode()))
-    assert found == [found[0]] * 3
+    assert found == [found[0]] * 4
 
 
 def test_the_place_of_an_error_behind_many_long_strings_is_found_in_one_go(
@@ -215,6 +217,18 @@ def test_a_picture_never_reaches_the_parser(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         assert parse_json(text.encode()).value == {"a": [{"url": url}, [url]]}
     assert len(seen) == 3 and max(seen) < 200
+
+
+@pytest.mark.parametrize("escaped, said", [("\\/", "/"), ("\\n", "\n"), ("\\\\", "\\")])
+def test_a_clip_whose_base64_is_escaped_is_read_like_any_other(escaped: str, said: str) -> None:
+    """PHP writes `\\/` into JSON, and MIME breaks lines: such bodies may be as large as others."""
+    blank = " " * (MAX_REST - 100)
+    url = "data:video\\/mp4;base64," + f"{'AAAA' * 19}{escaped}" * 340_000
+    text = f'{{"a":{blank}["{url}",\n"{url}" x]}}'
+    assert f"line 2 column {len(url) + 4}." in json_error(text)
+    value = parse_json(text.replace("x", "").encode()).value
+    assert value == {"a": [url.replace("\\/mp4", "/mp4").replace(escaped, said)] * 2}
+    assert "24 MiB beside" in json_error(text.replace(blank, blank + " " * 100))
 
 
 @pytest.mark.parametrize("member", ["1", "[]", '{"b":1}', '""'])

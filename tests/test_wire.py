@@ -173,6 +173,14 @@ def test_a_body_in_tiny_chunks_is_refused(small: Rig) -> None:
     assert len(small.engine.added) == num_added
 
 
+def test_a_chunked_body_has_no_more_trailers_than_a_head_has_headers(small: Rig) -> None:
+    request, trailer = chunked(1000)[:-2], b"x: y\r\n"
+    assert small.exchange(request + trailer * 10 + b"\r\n").startswith(b"HTTP/1.1 200 ")
+    assert (
+        error_of(small.exchange(request + trailer * 11 + b"\r\n"), 431)["code"] == "head_too_large"
+    )
+
+
 # Slow clients ----------------------------------------------------------------------------------
 
 

@@ -3,8 +3,8 @@
 Called by `chat.py`, in a worker thread when the body is large. Knows no field names.
 
 Python parses JSON without a pause for other threads: every stream would stand still meanwhile. So
-long plain strings, as pictures are, are lifted out first and put back afterwards, and how much else
-a body may hold is bounded.
+long plain strings, as pictures are, are read piece by piece first and put back afterwards, and how
+much else a body may hold is bounded.
 
 Strict parsing comes first. Where it fails, one pass outside string literals drops an `f` right
 before a string (`"url": f"data:..."`) and a comma before a closing brace or bracket; if the result
@@ -29,7 +29,8 @@ MAX_QUOTES = (
 MAX_CONTAINERS = 50_000
 MAX_NAMES = 100_000  # of members of objects
 MAX_MEMBERS = 1_000_000  # numbers: a list of all tokens of the longest contexts
-MAX_ESCAPES = 2_000_000  # the longest contexts in `\u` escapes, or `\/` in the base64 of a clip
+MAX_ESCAPES = 2_000_000  # the longest contexts in `\u` escapes
+MAX_REST = 24 * 2**20  # bytes of all that is no long plain string: text, numbers, space
 MAX_DIGITS = 309  # of an integer, as of a float: the time that they take grows with their square
 LONG = 4096  # bytes of a string that is lifted out
 PIECE = 2**18  # bytes that are looked at in one go
@@ -75,32 +76,35 @@ class _Text:
 
     text: str
     strings: dict[str, str]
+    lengths: dict[str, int]  # in the body
 
     @classmethod
     def lifted_from(cls, body: bytes) -> "_Text":
         strings: dict[str, str] = {}
+        lengths: dict[str, int] = {}
         pieces, copied, secret = [], 0, secrets.token_hex(16)
-        for start, end in _long_strings(body):
+        for start, end, string in _long_strings(body):
             word = f"s{secret}{len(strings)}"
-            strings[word] = str(memoryview(body)[start:end], "ascii")
+            strings[word], lengths[word] = string, end - start
             pieces += [body[copied:start], word.encode()]
             copied = end
         rest = b"".join([*pieces, body[copied:]])
         if _holds_too_much(rest):
             raise InvalidJSONError(
-                "The body is not JSON that can be read: it holds too many values or escapes."
+                "The body is not JSON that can be read: it holds too many values or escapes, or "
+                f"more than {MAX_REST >> 20} MiB beside long strings of plain ASCII."
             )
         try:
-            return cls(rest.decode("utf-8-sig"), strings)
+            return cls(rest.decode("utf-8-sig"), strings, lengths)
         except UnicodeDecodeError as error:
-            cls(rest.decode("latin-1"), strings).fail("not UTF-8", error.start)
+            cls(rest.decode("latin-1"), strings, lengths).fail("not UTF-8", error.start)
 
     def fail(self, reason: str, at: int) -> NoReturn:
         """Tell line and column of the body itself."""
         start = self.text.rfind("\n", 0, at) + 1
         line = self.text[start:at]
-        words = (word for word in _WORD.findall(line) if word in self.strings)
-        lifted = sum(len(self.strings[word]) - len(word) for word in words)
+        words = (word for word in _WORD.findall(line) if word in self.lengths)
+        lifted = sum(self.lengths[word] - len(word) for word in words)
         raise InvalidJSONError(
             f"The body is not JSON: {reason} at line {self.text.count(chr(10), 0, at) + 1} "
             f"column {at - start + lifted + 1}."
@@ -129,15 +133,16 @@ class _Text:
 def _holds_too_much(body: bytes) -> bool:
     """What stands in strings counts as well, or each would have to be looked for."""
     return (
-        body.count(b"[") + body.count(b"{") > MAX_CONTAINERS
+        len(body) > MAX_REST
+        or body.count(b"[") + body.count(b"{") > MAX_CONTAINERS
         or body.count(b",") > MAX_MEMBERS
         or body.count(b"\\") > MAX_ESCAPES
         or (body.count(b":") > MAX_NAMES and len(_NAME.findall(body)) > MAX_NAMES)
     )
 
 
-def _long_strings(body: bytes) -> Iterator[tuple[int, int]]:
-    """Where long strings without escapes begin and end.
+def _long_strings(body: bytes) -> Iterator[tuple[int, int, str]]:
+    """Where long plain strings begin and end, and what they say.
 
     What stands between two quotes and begins with a letter can be nothing else if a body is JSON.
     """
@@ -149,17 +154,38 @@ def _long_strings(body: bytes) -> Iterator[tuple[int, int]]:
         end = body.find(b'"', at)
         if end < 0:
             return
-        if at > 1 and body[at - 2 : at] != b'\\"' and _is_plain(body, at, end):
-            yield at, end
+        if at > 1 and body[at - 2 : at] != b'\\"' and (string := _plain(body, at, end)):
+            yield at, end, string
         at = end + 1
 
 
-def _is_plain(body: bytes, start: int, end: int) -> bool:
-    """Printable ASCII without escapes, a letter or digit first."""
-    return body[start : start + 1].isalnum() and all(
-        piece.isascii() and b"\\" not in piece and piece.decode().isprintable()
-        for piece in (body[at : min(at + PIECE, end)] for at in range(start, end, PIECE))
-    )
+def _plain(body: bytes, start: int, end: int) -> str:
+    """A string of printable ASCII, a letter or digit first, and no escape but of one letter (`\\/`
+    and `\\n` are usual in base64); "" for any other."""
+    if not body[start : start + 1].isalnum():
+        return ""
+    found = []
+    while start < end:
+        piece = body[start : min(start + PIECE, end)]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # an escape goes on behind it
+            piece = body[start : start + len(piece) + 1]
+        start += len(piece)
+        text = piece.decode("latin-1")
+        is_plain = start <= end and text.isascii() and text.isprintable()
+        if not is_plain or not (said := _unescaped(text)):
+            return ""
+        found.append(said)
+    return "".join(found)
+
+
+def _unescaped(piece: str) -> str:
+    """What a piece of a string says; "" where it holds another escape than of one letter."""
+    if "\\" not in piece:
+        return piece
+    try:
+        return "" if "\\u" in piece else str(json.loads(f'"{piece}"'))
+    except ValueError:
+        return ""
 
 
 def _parse_strictly(body: _Text) -> object:

@@ -98,6 +98,8 @@ class StrictConnection(h11.Connection):
                 self._refuse_if(InvalidHTTPError("This server speaks HTTP/1.1."))
         elif isinstance(event, h11.Data):
             self._refuse_if(self._fault_of_chunk(event))
+        elif isinstance(event, h11.EndOfMessage) and len(event.headers) > self._limits.headers:
+            self._refuse_if(_too_large(self._limits))
         return event
 
     def _fault_of_chunk(self, data: h11.Data) -> LitevlError | None:
@@ -119,10 +121,7 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
     end = _HEAD_END.search(received)
     head = received[: end.start()] if end else received
     if len(head) > limits.head_bytes or head.count(b"\n") > limits.headers:
-        return HeadTooLargeError(
-            f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} "
-            "bytes here."
-        )
+        return _too_large(limits)
     if _ODD_LINE.search(head):
         return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
     framing = _FRAMING.findall(head) if end else []
@@ -131,6 +130,13 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
             "Give one plain `Content-Length`, or `Transfer-Encoding: chunked`, and not both."
         )
     return None
+
+
+def _too_large(limits: Limits) -> LitevlError:
+    return HeadTooLargeError(
+        f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} bytes "
+        "here, and as many headers may follow its body."
+    )
 
 
 class GuardedProtocol(H11Protocol):
