@@ -1,11 +1,24 @@
 """Counts and ids without an answer: the dry run, `/tokenize` and `/detokenize`."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from fakes import EOS, TOKENS_PER_ITEM, Rig, assert_error, body, running
+from fakes import (
+    EOS,
+    PATIENCE,
+    TOKENS_PER_ITEM,
+    FakeMedia,
+    Rig,
+    assert_error,
+    body,
+    request_bytes,
+    running,
+)
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 MESSAGES = [
@@ -79,3 +92,37 @@ def test_what_is_wrong_is_named(rig: Rig) -> None:
     wrong = body(temperature=5)
     answer = post(rig, "/chat/completions/input_tokens", **wrong)
     assert_error(answer, 400, "invalid_value", "temperature")
+
+
+def test_a_text_beside_messages_is_refused_and_not_dropped(rig: Rig) -> None:
+    assert_error(
+        post(rig, "/tokenize", prompt="hi", messages=MESSAGES), 400, "invalid_value", "prompt"
+    )
+    assert post(rig, "/tokenize", prompt=None, messages=MESSAGES).status_code == 200
+
+
+@dataclass
+class HangingMedia(FakeMedia):
+    """Whose pictures never come."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    left: threading.Event = field(default_factory=threading.Event)
+
+    async def measure(self, *args: Any) -> Any:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/input_tokens", "/v1/tokenize"])
+def test_a_client_that_hangs_up_on_a_dry_run_ends_its_downloads(path: str) -> None:
+    with running(is_loaded=False) as rig:
+        media = HangingMedia()
+        replace(rig, media=media).attach()
+        request = request_bytes(messages=MESSAGES)
+        with rig.connect() as connection:
+            connection.sendall(request.replace(b"/v1/chat/completions", path.encode(), 1))
+            assert media.asked.wait(PATIENCE)
+        assert media.left.wait(PATIENCE)

@@ -1,7 +1,7 @@
-"""What the generating endpoints share on the wire: bodies in, event streams out, clients that go.
+"""What the endpoints share on the wire: bodies in, event streams out, clients that go.
 
-Used by `chat.py` and `completions.py`. Whatever happens on the way, an error or a client that hangs
-up closes the generators behind it: that frees the sequences.
+Used by `answering.py`, `chat.py`, `completions.py` and `tokens.py`. Whatever happens on the way, an
+error or a client that hangs up closes the generators behind it: that frees the sequences.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from litevl.api.responses import EVENT_STREAM_HEADERS, error_object, event
 from litevl.errors import ModelNotFoundError
 from litevl.sequence import ModelCard
 
-LARGE_BODY = 256 * 2**10  # bytes
+LARGE_BODY = 16 * 2**10  # bytes: what hostile ones of that size cost the loop is milliseconds
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """Bytes of a request body -> a JSON object, with the two slips of the usage document repaired.
 
-Called by `chat.py`, in a worker thread when the body is large. Knows no field names.
+Called by `exchange.py`, in a worker thread when the body is large, and by `messages.py` for the
+arguments of earlier calls. Knows no field names.
 
 Python parses JSON without a pause for other threads: every stream would stand still meanwhile. So
 long plain strings, as pictures are, are read piece by piece first and put back afterwards, and how

@@ -333,6 +333,8 @@ class TokenizeRequest:
     def parse(cls, body: Mapping[str, object]) -> "TokenizeRequest":
         values = read_fields(body, TOKENIZE_FIELDS)
         if body.get("messages") is not None:
+            if "prompt" in values:
+                refuse("prompt", "left out where there are `messages`")
             return cls(chat=ChatCompletionRequest.parse(body), **values)
         if "prompt" not in values:
             refuse("prompt", "a text, unless there are `messages`")
@@ -342,10 +344,11 @@ class TokenizeRequest:
     def schema(cls, chat: JSONObject) -> JSONObject:
         """JSON Schema of a body; `chat` is that of a chat request, or a reference to it."""
         plain = object_schema(TOKENIZE_FIELDS, required=("prompt",))
+        other = object_schema(TOKENIZE_FIELDS)
         return {
             "anyOf": [
                 {"allOf": [plain, {"properties": {"messages": {"type": "null"}}}]},
-                {"allOf": [chat, object_schema(TOKENIZE_FIELDS)]},
+                {"allOf": [chat, other, {"properties": {"prompt": {"type": "null"}}}]},
             ]
         }
 

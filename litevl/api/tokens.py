@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
-from litevl.api.exchange import find_model, parse_body, read_body
+from litevl.api.exchange import find_model, parse_body, read_body, until_disconnect
 from litevl.api.fields import JSONObject, refuse
 from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
@@ -31,9 +31,13 @@ class Counting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         backend = self._service.ready_backend()
         body = await read_body(scope, receive)
+
+        async def answer() -> None:
+            told = JSONResponse(await self._work(self._service, backend, body, scope))
+            await told(scope, receive, send)
+
         with self._service.admission.enter(scope):
-            answer = JSONResponse(await self._work(self._service, backend, body, scope))
-        await answer(scope, receive, send)
+            await until_disconnect(receive, answer())
 
 
 async def input_tokens(service: Service, backend: Backend, body: bytes, scope: Scope) -> JSONObject:
