@@ -178,7 +178,7 @@ class FakeEngine:
         if self.failure:
             del self._running[name]
             return StepOutput(request_id=name, finish_reason=FinishReason.ERROR, error=self.failure)
-        token = tokens[len(sequence.output_token_ids)]
+        token = tokens[min(len(sequence.output_token_ids), len(tokens) - 1)]
         sequence.output_token_ids.append(token)
         reason = None
         if token in sequence.params.stop_token_ids:

@@ -129,7 +129,7 @@ INVISIBLE = ("", "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
 BETWEEN = st.sampled_from([*INVISIBLE, "a", " ", "\n", "圆", "<", "|", ">"])
 
 
-@settings(max_examples=60)
+@settings(max_examples=max(60, settings().max_examples // 5))
 @example(pieces=["<|im_", "<|im_end|>", "end|>"], template="own")
 @example(pieces=["<", "think", ">", "</", "think", ">"], template="xml")
 @given(
@@ -150,7 +150,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), WORDS), min_size=1, max_size=6)
 
 
-@settings(max_examples=70)
+@settings(max_examples=max(70, settings().max_examples // 25))
 @given(system=st.none() | WORDS, turns=TURNS)
 def test_clean_conversations_are_what_transformers_makes_of_them(
     hf: Any, texts: dict[str, PromptText], system: str | None, turns: list[tuple[str, str]]
