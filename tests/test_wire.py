@@ -194,6 +194,12 @@ def test_a_head_that_does_not_end_is_408(before: bytes) -> None:
     assert error_of(answer, 408)["code"] == "request_timeout"
 
 
+def test_a_head_is_not_looked_through_before_it_ends(hasty: Rig) -> None:
+    odd = GET + b"a: b\nc: d\r\n"
+    assert error_of(hasty.exchange(odd), 408)["code"] == "request_timeout"
+    assert error_of(hasty.exchange(odd + b"\r\n"), 400)["code"] == "invalid_http"
+
+
 def test_a_connection_that_never_speaks_is_closed_without_a_word(hasty: Rig) -> None:
     assert hasty.exchange(b"") == b""
 

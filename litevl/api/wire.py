@@ -117,14 +117,16 @@ class StrictConnection(h11.Connection):
 
 
 def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
-    """What is wrong with the head, perhaps unfinished, that these bytes begin with."""
+    """What is wrong with the head that these bytes begin with; of an unfinished one, its size."""
     end = _HEAD_END.search(received)
     head = received[: end.start()] if end else received
     if len(head) > limits.head_bytes or head.count(b"\n") > limits.headers:
         return _too_large(limits)
+    if not end:  # or each packet would pay for all before it
+        return None
     if _ODD_LINE.search(head):
         return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
-    framing = _FRAMING.findall(head) if end else []
+    framing = _FRAMING.findall(head)
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
         return InvalidHTTPError(
             "Give one plain `Content-Length`, or `Transfer-Encoding: chunked`, and not both."
