@@ -4,6 +4,7 @@ errors as JSON.
 Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
 """
 
+import asyncio
 import logging
 import re
 import traceback
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.records import Records, record_of
 from litevl.api.responses import error_response
+from litevl.api.service import going_down
 from litevl.errors import (
     InternalError,
     LitevlError,
@@ -138,24 +140,27 @@ class Errors:
             await self._app(scope, receive, send)
         except ClientDisconnect:
             return  # nobody is there to be answered
-        except Exception as error:  # noqa: BLE001 - the edge: no exception may leave the application
+        # uvicorn cancels what it no longer waits for. The edge: no exception may leave it.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             answer = to_litevl_error(error, scope)
             # Or else the server closes the connection on the torn answer.
             if record_of(scope).status is None:
                 await error_response(answer)(scope, receive, send)
 
 
-def to_litevl_error(error: Exception, scope: Scope) -> LitevlError:
+def to_litevl_error(error: BaseException, scope: Scope) -> LitevlError:
     """What to tell a client of the error that ends its request; the record hears of it too."""
     answer = _answer_to(error, request_id(scope))
     record_of(scope).code = answer.code
     return answer
 
 
-def _answer_to(error: Exception, request: str) -> LitevlError:
+def _answer_to(error: BaseException, request: str) -> LitevlError:
     """The unexpected is logged with its origin, never with its message."""
     if isinstance(error, LitevlError):
         return error
+    if isinstance(error, asyncio.CancelledError):
+        return going_down()
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return _route_error(error)
     frames = "".join(traceback.format_tb(error.__traceback__))

@@ -30,7 +30,7 @@ from litevl.media.budgets import BytesInFlight
 logger = logging.getLogger("litevl.api")
 
 DRAIN_S = 30.0  # for what runs when the first signal comes
-CLOSE_S = 2  # then, for connections that do not close
+CLOSE_S = 2  # then, for bodies and prompts that are not ready, and answers that nobody reads
 GONE_S = 34  # after the first signal the process is no more, whatever hangs: supervisors kill at 35
 RED_S = 2.0  # a dead engine shows /health red and tells its requests; then the process ends
 RED_GONE_S = 3  # and is no more after that
@@ -75,7 +75,8 @@ class Server(uvicorn.Server):
         super().run(sockets)
 
     def drain(self) -> None:
-        """Take nothing new; end when what runs is done, or after `DRAIN_S`."""
+        """Take nothing new; end when what runs is done, or is told after `DRAIN_S` that it will not
+        be. uvicorn cancels what then takes longer than `CLOSE_S`."""
         self._service.drain()
         self._drained_at = time.monotonic() + DRAIN_S
 
@@ -89,9 +90,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second: whether to close the listener and leave."""
         self._watch_engine()
-        if self._drained_at is not None:
-            has_work = bool(self.server_state.tasks) and time.monotonic() < self._drained_at
-            self.should_exit |= not has_work
+        if self._drained_at is not None and not self.should_exit:
+            is_over = time.monotonic() >= self._drained_at
+            if is_over:
+                self._service.give_up()
+            self.should_exit = is_over or not self.server_state.tasks
         return await super().on_tick(counter)
 
     def _watch_engine(self) -> None:
