@@ -387,6 +387,16 @@ def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture
     assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
 
 
+def test_a_refusal_is_logged_even_where_answers_are_not(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="litevl.request")
+    httpx.get(f"{rig.url}/v1/status", trust_env=False)
+    wait_for(lambda: len(caplog.messages) == 1)
+    told = r"endpoint=/status model=- id=req-\w+ status=401 error=invalid_api_key "
+    assert re.match(told, caplog.messages[0])
+
+
 def test_nothing_of_a_request_or_an_answer_is_told_anywhere(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

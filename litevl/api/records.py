@@ -190,7 +190,8 @@ class Records:
         if record.endpoint in GENERATING and record.caller is not None:
             arrived = time.time() - (time.monotonic() - record.began)
             self._recent[record.caller].append({"when": round(arrived, 3), **told})
-        if record.endpoint not in UNLOGGED and not record.endpoint.startswith(PAGE_FILES):
+        is_dull = record.endpoint in UNLOGGED or record.endpoint.startswith(PAGE_FILES)
+        if record.code or not is_dull:
             fields = {"endpoint": record.endpoint, "model": record.model, **told}
             words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]
             logger.info(" ".join(words), extra={FIELDS: fields})
