@@ -387,6 +387,17 @@ def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture
     assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
 
 
+def test_every_address_is_logged_by_its_name_without_what_a_caller_put_into_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="litevl.request")
+    for path in ("/v1/models", "/v1/models/tiny", f"/v1/models/{SECRET}", f"/{SECRET}"):
+        rig.client.get(path)
+    wait_for(lambda: len(caplog.messages) == 4)
+    told = [each.split()[0] for each in caplog.messages]
+    assert told == [f"endpoint={name}" for name in ("/models", *["/models/{name}"] * 2, "other")]
+
+
 def test_a_refusal_is_logged_even_where_answers_are_not(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

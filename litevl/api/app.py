@@ -46,7 +46,7 @@ def create_app(
     pages = [] if config.no_page else page_routes()
     table = [*routes(config, service, records), *pages]
     router = Router(table, redirect_slashes=False, lifespan=lifespan)
-    recorded = partial(Recording, records=records, paths={route.path for route in table})
+    recorded = partial(Recording, records=records, routes=table)
     open_paths = OPEN_PATHS.union(page.path for page in pages)
     if config.metrics_needs_key:
         open_paths -= {"/metrics"}

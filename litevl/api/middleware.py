@@ -1,7 +1,7 @@
 """What every request passes: one spelling of its address, an id, a record of what becomes of it,
 errors as JSON.
 
-Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
+Pure ASGI, put together by `app.py`. Of routes it knows their paths, of models nothing.
 """
 
 import asyncio
@@ -9,13 +9,14 @@ import logging
 import re
 import traceback
 import uuid
-from collections.abc import Collection
+from collections.abc import Sequence as Many
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.records import Records, record_of
@@ -108,15 +109,14 @@ class Cors(CORSMiddleware):
 class Recording:
     """Has every request told once it has ended, in whatever way."""
 
-    def __init__(self, app: ASGIApp, records: Records, paths: Collection[str]) -> None:
-        """`paths` are the addresses that exist; all others are one."""
+    def __init__(self, app: ASGIApp, records: Records, routes: Many[Route]) -> None:
+        """`routes` are the addresses that exist; all others are one."""
         self._app = app
         self._records = records
-        self._paths = frozenset(paths)
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = scope["path"] if scope["path"] in self._paths else "other"
-        record = self._records.begin(scope, request_id(scope), endpoint)
+        record = self._records.begin(scope, request_id(scope), self._endpoint(scope["path"]))
 
         async def noting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -127,6 +127,11 @@ class Recording:
             await self._app(scope, receive, noting_send)
         finally:
             self._records.finish(record)
+
+    def _endpoint(self, path: str) -> str:
+        """An address as it is told: what a caller may put into one is left out."""
+        found = (each.path_format for each in self._routes if each.path_regex.match(path))
+        return next(found, "other")
 
 
 class Errors:
