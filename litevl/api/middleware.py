@@ -33,7 +33,8 @@ from litevl.logs import FRAMES
 logger = logging.getLogger("litevl.api")
 
 _SLASHES = re.compile("/{2,}")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID = "litevl.request_id"  # in the scope's state
 _ANSWER_HEADERS = "litevl.answer_headers"  # in the scope: headers that go out with whatever answer
 
 
@@ -58,7 +59,7 @@ class AnswerHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {"x-request-id": _request_id(Headers(scope=scope).get("x-request-id", ""))}
+        headers = {"x-request-id": request_id(scope)}
         scope[_ANSWER_HEADERS] = headers
 
         async def send_with_headers(message: Message) -> None:
@@ -75,12 +76,17 @@ def add_answer_header(scope: Scope, name: str, value: str) -> None:
 
 
 def request_id(scope: Scope) -> str:
-    """The id that the client knows this request by."""
-    return str(scope[_ANSWER_HEADERS]["x-request-id"])
+    """The id that the client knows this request by: its own, or one made when first asked for."""
+    state = scope["state"]  # which copies of the scope share, the connection's own too
+    if _REQUEST_ID not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state[_REQUEST_ID] = given if _PLAIN_ID.fullmatch(given) else new_request_id()
+    return str(state[_REQUEST_ID])
 
 
-def _request_id(given: str) -> str:
-    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+def new_request_id() -> str:
+    """For a request that brought none, or of which no head could be read."""
+    return f"req-{uuid.uuid4().hex}"
 
 
 class Cors(CORSMiddleware):

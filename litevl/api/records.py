@@ -172,11 +172,12 @@ class Records:
         """The last requests of one caller that asked for an answer, newest first."""
         return list(reversed(self._recent[caller]))
 
-    def note_connection(self, why: str) -> None:
+    def note_connection(self, why: str, request: str | None) -> None:
         """The server ended a connection that brought no request, or not all of one, or took no
-        answer; `why` is one of the wire's own words."""
+        answer; `why` is one of the wire's own words, `request` the id that the client was told."""
         self.metrics.connections[why] += 1
-        wire_logger.info("connection ended: %s", why, extra={FIELDS: {"reason": why}})
+        fields = {"reason": why, "id": request}
+        wire_logger.info("connection ended: %s id=%s", why, request or "-", extra={FIELDS: fields})
 
     def begin(self, scope: Scope, name: str, endpoint: str) -> RequestRecord:
         """`endpoint` must be one of ours: a path can hold whatever a caller wrote."""
