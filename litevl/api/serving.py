@@ -13,7 +13,9 @@ import ssl
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -21,7 +23,7 @@ from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
 from litevl.api.records import Records
 from litevl.api.service import Service
-from litevl.api.wire import Limits, within
+from litevl.api.wire import GuardedProtocol, Limits
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.health import Health
@@ -52,11 +54,16 @@ class Server(uvicorn.Server):
         records = Records()
         self._unwell_since: float | None = None
         self.exit_code = 0
+        protocol: Any = partial(  # uvicorn's types ask for a class
+            GuardedProtocol,
+            limits=limits,
+            tls=load_certificate(config),
+            note=records.note_connection,
+        )
         super().__init__(
             uvicorn.Config(
                 create_app(config, service, self.budget, records),
-                # Not httptools, which refuses `-X Post`.
-                http=within(limits, load_certificate(config), records.note_connection),
+                http=protocol,  # not httptools, which refuses `-X Post`
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -143,7 +143,7 @@ def _too_large(limits: Limits) -> LitevlError:
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. `within` makes what uvicorn is given.
+    """One connection; uvicorn is given it with its limits bound, for `uvicorn.Config(http=...)`.
 
     It shakes hands for TLS itself: asyncio would tell of a connection only after that, and whoever
     never begins it would be counted nowhere.
@@ -153,8 +153,8 @@ class GuardedProtocol(H11Protocol):
         self,
         *args: Any,
         limits: Limits,
-        tls: ssl.SSLContext | None,
-        note: Callable[[str, str | None], None],
+        tls: ssl.SSLContext | None = None,
+        note: Callable[[str, str | None], None] = lambda why, request: None,
         **kwargs: Any,
     ) -> None:
         """`note` hears why the server ends the connection, the code of the error sent or one word,
@@ -387,15 +387,3 @@ def _as_bytes(error: LitevlError, request: str) -> bytes:
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
     lines += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
-
-
-def within(
-    limits: Limits,
-    certificate: ssl.SSLContext | None = None,
-    note: Callable[[str, str | None], None] = lambda why, request: None,
-) -> Any:
-    """Makes connections with these limits, for `uvicorn.Config(http=...)`.
-
-    `note` hears why the server ends one: the code of the error sent, or one word.
-    """
-    return partial(GuardedProtocol, limits=limits, tls=certificate, note=note)
