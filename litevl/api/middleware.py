@@ -99,7 +99,10 @@ class Cors(CORSMiddleware):
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["x-request-id", "x-litevl-json-repaired"],
+            expose_headers=[
+                *("x-request-id", "x-litevl-json-repaired"),
+                *("retry-after", "x-should-retry"),  # by which SDKs decide, in a browser too
+            ],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
