@@ -24,6 +24,7 @@ from fakes import (
     running,
     say,
 )
+from litevl.api import status as status_endpoints
 from litevl.api.metrics import RATE_SECONDS, Histogram, Rate
 from litevl.api.records import NUM_RECENT
 from litevl.errors import InternalError, MediaError, QueueFullError
@@ -35,6 +36,11 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,c2Vj
 CLIP = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,c2VjcmV0"}}
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture(autouse=True)
+def what_is_told_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_endpoints, "METRICS_S", 0)
 
 
 @pytest.fixture
@@ -208,6 +214,18 @@ def test_what_the_engine_holds_is_asked_when_prometheus_asks(rig: Rig) -> None:
     wait_for(lambda: value(rig, "vllm:num_requests_running") == 0)
     assert value(rig, "vllm:kv_cache_usage_perc") == 0
     assert value(rig, "vllm:prefix_cache_queries_total") == 2 * len("hi")
+
+
+def test_the_text_is_not_written_anew_for_everybody_who_asks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = samples(rig)
+    assert rig.chat().status_code == 200
+    recent(rig, 1)
+    monkeypatch.setattr(status_endpoints, "METRICS_S", PATIENCE)
+    assert samples(rig) == before
+    monkeypatch.setattr(status_endpoints, "METRICS_S", 0)
+    assert samples(rig) != before
 
 
 # Every way out ---------------------------------------------------------------------------------
