@@ -143,6 +143,7 @@ def test_whatever_has_not_finished_when_patience_ends_is_told_so(
             answering = clients.submit(rig.chat, n=2)
             rig.engine.wait_until(lambda engine: engine.num_running == 3)
             rig.engine.hold(2)
+            rig.engine.wait_until(lambda engine: len(engine.added[-1].output_token_ids) > 1)
             rig.preprocessor.entered.clear()
             rig.preprocessor.may_go.clear()
             preparing = clients.submit(rig.chat)

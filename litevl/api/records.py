@@ -44,7 +44,7 @@ class _Answer:
 
 
 class RequestRecord:
-    """One request: `app` and `exchange` say how it was answered, the endpoints what it was."""
+    """One request: `middleware.py` says how it was answered, the endpoints what it was."""
 
     def __init__(self, metrics: Metrics, name: str, endpoint: str) -> None:
         self.name = name  # the request id

@@ -1,7 +1,7 @@
 """Where the engine thread and the event loop meet, from loading to drained.
 
-`cli.py` makes one and attaches the backend when the model is loaded; `app.py` binds it to the
-running loop; `chat.py` asks it for tokens. Knows no HTTP and no text.
+`serve.py` makes one and attaches the backend when the model is loaded; `app.py` binds it to the
+running loop; `answering.py` asks it for tokens. Knows no HTTP and no text.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """uvicorn as litevl runs it: guarded connections, and an end that lets answers finish.
 
-`cli.py` makes one `Server` and runs it in the main thread. Knows the service's state and uvicorn's
-tasks, no routes.
+`serve.py` makes one `Server` and runs it in the main thread. Knows the service's state and
+uvicorn's tasks, no routes.
 """
 
 import logging
