@@ -1,7 +1,6 @@
-"""What is told of requests: `/metrics`, `/v1/status` and the log, by a server with fakes behind."""
+"""What is told of requests by `/metrics` and `/v1/status`, with fakes behind the server."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,7 +17,6 @@ from fakes import (
     PATIENCE,
     TOKENS_PER_ITEM,
     Rig,
-    assert_error,
     body,
     request_bytes,
     running,
@@ -332,7 +330,7 @@ def test_labels_are_bounded_whatever_is_sent(rig: Rig) -> None:
     assert set(samples(rig)) == before
 
 
-# The overview and the log ----------------------------------------------------------------------
+# The overview ----------------------------------------------------------------------
 
 
 def test_status_tells_phase_load_and_the_last_requests(rig: Rig) -> None:
@@ -380,50 +378,6 @@ def test_strangers_and_other_addresses_push_nobody_out(rig: Rig) -> None:
     httpx.post(f"{rig.url}/v1/chat/completions", json=body(), trust_env=False)
     rig.client.get("/v1/models")
     assert [each["status"] for each in status(rig)["recent"]] == [200]
-
-
-def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="litevl.request")
-    for path in ("/health", "/health/live", "/metrics", "/v1/status"):
-        assert rig.client.get(path).status_code == 200
-    assert caplog.messages == []
-    rig.client.post(
-        "/v1/chat/completions",
-        json=body(**with_media(PICTURE), model="alias/of-tiny"),
-        headers={"x-request-id": "my-id"},
-    )
-    assert_error(rig.chat(temperature="hot"), 400, "invalid_value", "temperature")
-    rig.client.get(f"/v1/{SECRET}%0a2026 INFO forged")
-    wait_for(lambda: len(caplog.messages) == 3)
-    answered, refused, lost = caplog.messages
-    begin = r"endpoint=/chat/completions model=alias/of-tiny id=my-id status=200 "
-    numbers = r"prompt_tokens=6 cached_tokens=0 completion_tokens=\d+ ttft_ms=[\d.]+ total_ms=[\d.]"
-    assert re.match(begin, answered)
-    assert "error=- finish_reason=stop images=1 videos=0" in answered
-    assert re.search(numbers, answered)
-    assert re.search(r"status=400 error=invalid_value finish_reason=- .* ttft_ms=- ", refused)
-    assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
-
-
-def test_every_address_is_logged_by_its_name_without_what_a_caller_put_into_it(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="litevl.request")
-    for path in ("/v1/models", "/v1/models/tiny", f"/v1/models/{SECRET}", f"/{SECRET}"):
-        rig.client.get(path)
-    wait_for(lambda: len(caplog.messages) == 4)
-    told = [each.split()[0] for each in caplog.messages]
-    assert told == [f"endpoint={name}" for name in ("/models", *["/models/{name}"] * 2, "other")]
-
-
-def test_a_refusal_is_logged_even_where_answers_are_not(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="litevl.request")
-    httpx.get(f"{rig.url}/v1/status", trust_env=False)
-    wait_for(lambda: len(caplog.messages) == 1)
-    told = r"endpoint=/status model=- id=req-\w+ status=401 error=invalid_api_key "
-    assert re.match(told, caplog.messages[0])
 
 
 def test_nothing_of_a_request_or_an_answer_is_told_anywhere(
