@@ -19,9 +19,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fakes import KEY, PATIENCE, Rig, assert_error, body, request_bytes, running
+from fakes import KEY, PATIENCE, FakeEngine, Rig, assert_error, body, request_bytes, running, say
 from litevl.api import serving
 from litevl.api.wire import Limits
+from test_wire import connect_narrowly
 
 TESTS = Path(__file__).parent
 
@@ -165,6 +166,28 @@ def test_whatever_has_not_finished_when_patience_ends_is_told_so(
         ["503", "server_is_overloaded", "-"],
         ["503", "server_is_overloaded", "error"],
     ]
+
+
+def test_a_reader_that_takes_nothing_when_patience_ends_is_cut_off_and_its_answers_are_errors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(serving, "DRAIN_S", 0)
+    monkeypatch.setattr(serving, "CLOSE_S", 0)
+    with running() as rig, connect_narrowly(rig) as connection:
+        rig.engine.script = lambda sequence: say("a" * 500)
+        rig.engine.hold(450)  # more than the kernel takes
+        connection.sendall(request_bytes(stream=True, n=8, logprobs=True, top_logprobs=20))
+        rig.engine.wait_until(lambda engine: tokens_made(engine) == 8 * 450)
+        rig.server.drain()
+        rig.engine.wait_until(lambda engine: engine.num_running == 0)
+    assert not [each for each in caplog.records if each.exc_info]
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "litevl.request"]
+    assert "status=200 error=server_is_overloaded finish_reason=error" in told
+
+
+def tokens_made(engine: FakeEngine) -> int:
+    return sum(len(each.output_token_ids) for each in engine.added)
 
 
 def test_a_body_that_is_on_its_way_when_the_drain_begins_is_still_answered() -> None:
