@@ -31,7 +31,7 @@ from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
 from litevl.api.records import Records
 from litevl.api.service import Service
-from litevl.api.wire import Limits, within
+from litevl.api.wire import GuardedProtocol, Limits
 from litevl.config import Config
 from litevl.media.budgets import BytesInFlight
 
@@ -87,7 +87,7 @@ def serve(make_app: Callable[[], ASGIApp], core: int, port: Connection) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=max(STREAMS))
     port.send(listener.getsockname()[1])
     app = make_app()
-    http: Any = within(Limits()) if make_app is litevl_app else "h11"
+    http: Any = partial(GuardedProtocol, limits=Limits()) if make_app is litevl_app else "h11"
     settings = uvicorn.Config(
         app, http=http, ws="none", log_config=None, access_log=False, server_header=False
     )

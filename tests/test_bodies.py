@@ -1,7 +1,9 @@
-"""The budget of bodies in flight: what is refused before it is read, and that all comes back."""
+"""The budget of bodies in flight: whom it refuses and whom not, and that all comes back."""
 
 import asyncio
+import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -10,12 +12,12 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from fakes import PATIENCE, Rig, assert_error, body, request_bytes, running
+from fakes import KEY, PATIENCE, Rig, assert_error, body, request_bytes, running
 from litevl.api.bodies import BodyLimit, let_go_of_body
 from litevl.errors import LitevlError, RequestTooLargeError, UnavailableError
 from litevl.media.budgets import BytesInFlight
 
-LIMIT, BUDGET = 100, 250
+LIMIT, BUDGET, UNCOUNTED = 100, 250, 10
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def test_whatever_becomes_of_requests_the_budget_is_whole_again(
     some: list[Client], cancelled: list[int]
 ) -> None:
     budget = BytesInFlight(BUDGET, "requests")
-    asyncio.run(ask_all(BodyLimit(application, LIMIT, budget), some, cancelled))
+    asyncio.run(ask_all(BodyLimit(application, LIMIT, budget, UNCOUNTED), some, cancelled))
     assert budget.used == 0
 
 
@@ -104,7 +106,7 @@ def test_no_more_is_taken_than_there_is(sizes: list[int], is_declared: bool) -> 
         most = max(most, budget.used)
         await asyncio.sleep(0.001)
 
-    limit = BodyLimit(hold, LIMIT, budget)
+    limit = BodyLimit(hold, LIMIT, budget, UNCOUNTED)
 
     async def ask_together() -> list[Exception | None]:
         return await asyncio.gather(*(ask(limit, Client((size,), is_declared)) for size in sizes))
@@ -113,13 +115,15 @@ def test_no_more_is_taken_than_there_is(sizes: list[int], is_declared: bool) -> 
     assert most <= BUDGET and budget.used == 0
     refused = [each for each in ends if each]
     assert all(isinstance(each, UnavailableError) for each in refused)
-    assert bool(refused) == (sum(sizes) > BUDGET)
+    assert bool(refused) == (sum(max(size - UNCOUNTED, 0) for size in sizes) > BUDGET)
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_one_request_may_take_no_more_than_its_limit(is_declared: bool) -> None:
     budget = BytesInFlight(BUDGET, "requests")
-    end = asyncio.run(ask(BodyLimit(application, LIMIT, budget), Client((60, 41), is_declared)))
+    end = asyncio.run(
+        ask(BodyLimit(application, LIMIT, budget, UNCOUNTED), Client((60, 41), is_declared))
+    )
     assert isinstance(end, RequestTooLargeError)
     assert budget.used == 0
 
@@ -127,22 +131,45 @@ def test_one_request_may_take_no_more_than_its_limit(is_declared: bool) -> None:
 # Through the wire ------------------------------------------------------------------------------
 
 
+LARGE = " " * 2**20  # behind a JSON value
+
+
 def full(rig: Rig) -> None:
     """Leave ten bytes."""
     rig.server.budget.take(4 * 96 * 2**20 - 10)
 
 
-def test_a_body_beyond_the_budget_is_503_before_it_is_read_and_reaches_no_engine() -> None:
-    with running() as rig, rig.connect() as connection:
+def test_what_goes_beyond_the_budget_is_503_and_reaches_no_engine() -> None:
+    with running() as rig:
         full(rig)
-        connection.sendall(request_bytes().partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
-        assert connection.recv(13) == b"HTTP/1.1 503 "
-        pieces = (b" " * 6 for _ in range(2))
-        for answer in (rig.chat(), rig.client.post("/v1/chat/completions", content=pieces)):
+        pieces = (LARGE.encode() for _ in range(2))
+        for content in (json.dumps(body()) + LARGE, pieces):
+            answer = rig.client.post("/v1/chat/completions", content=content)
             assert_error(answer, 503, "server_is_overloaded")
             assert answer.headers["retry-after"] == "2"
         assert rig.client.get("/health").status_code == 200
         assert rig.engine.added == []
+
+
+def test_a_text_is_answered_though_the_budget_is_spent() -> None:
+    with running() as rig:
+        full(rig)
+        assert rig.chat(messages=[{"role": "user", "content": "a" * 500}]).status_code == 200
+
+
+def test_what_is_declared_and_has_not_come_keeps_nobody_out() -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n"
+    head += f"content-length: {96 * 2**20}\r\nexpect: 100-continue\r\n\r\n"
+    with running() as rig, ExitStack() as uploads:
+        for _ in range(4):
+            upload = uploads.enter_context(rig.connect())
+            upload.sendall(head.encode())
+            assert upload.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the application reads it
+            upload.sendall(b" " * 10)
+        assert rig.chat().status_code == 200
+        large = rig.client.post("/v1/chat/completions", content=json.dumps(body()) + LARGE)
+        assert large.status_code == 200
+        assert rig.server.budget.used == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -150,10 +177,10 @@ def test_a_body_counts_until_its_prompt_is_made(stream: bool) -> None:
     with running() as rig, rig.connect() as connection:
         rig.engine.hold()
         rig.preprocessor.may_go.clear()
-        request = request_bytes(stream=stream)
+        request = request_bytes(stream=stream, user="a" * 2**20)
         connection.sendall(request)
         assert rig.preprocessor.entered.wait(PATIENCE)
-        assert rig.server.budget.used == len(request.partition(b"\r\n\r\n")[2])
+        assert rig.server.budget.used == len(request.partition(b"\r\n\r\n")[2]) - 256 * 2**10
         rig.preprocessor.may_go.set()
         rig.engine.wait_until(lambda engine: engine.num_running == 1)
         assert rig.server.budget.used == 0
@@ -162,6 +189,5 @@ def test_a_body_counts_until_its_prompt_is_made(stream: bool) -> None:
 def test_a_server_that_takes_larger_bodies_has_room_for_one() -> None:
     with running(max_body_size=2**30) as rig:
         rig.server.budget.take(2**30)
-        assert_error(
-            rig.client.post("/v1/chat/completions", json=body()), 503, "server_is_overloaded"
-        )
+        large = rig.client.post("/v1/chat/completions", content=json.dumps(body()) + LARGE)
+        assert_error(large, 503, "server_is_overloaded")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from litevl.api.wire import Limits, within
+from litevl.api.wire import GuardedProtocol, Limits
 
 LIMITS = Limits(head_s=10, body_rate=100, body_window_s=10, write_s=60, unread_s=30, idle_s=20)
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -107,12 +107,13 @@ class Connection:
         self.transport = Transport()
         self.may_read = asyncio.Event()
         self.may_read.set()
-        make = within(LIMITS)
         config = uvicorn.Config(
             self.answer, interface="asgi3", log_config=None, timeout_keep_alive=LIMITS.idle_s
         )
         self.state = ServerState()
-        self.protocol = make(config, self.state, {}, _loop=self.clock)
+        self.protocol: Any = GuardedProtocol(
+            config, self.state, {}, limits=LIMITS, _loop=self.clock
+        )
         self.protocol.connection_made(self.transport)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:

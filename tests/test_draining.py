@@ -4,21 +4,25 @@ Real signals and processes, with the fakes behind the server instead of a model.
 """
 
 import json
+import logging
+import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from fakes import KEY, PATIENCE, Rig, assert_error, body, running
+from fakes import KEY, PATIENCE, FakeEngine, Rig, assert_error, body, request_bytes, running, say
 from litevl.api import serving
 from litevl.api.wire import Limits
+from test_wire import connect_narrowly
 
 TESTS = Path(__file__).parent
 
@@ -124,20 +128,66 @@ def test_without_work_it_ends_at_the_first_signal() -> None:
         assert (output, server.returncode) == ("ended well\n", 0)
 
 
-def test_what_has_not_finished_when_patience_ends_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch,
+def test_whatever_has_not_finished_when_patience_ends_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "DRAIN_S", 0.2)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(serving, "DRAIN_S", 0)
     monkeypatch.setattr(serving, "CLOSE_S", 0)
-    with running() as rig:
+    with running() as rig, ThreadPoolExecutor() as clients, rig.connect() as uploading:
+        uploading.sendall(request_bytes()[:-1])
         rig.engine.hold(3)
-        with rig.client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:
+        question = body(stream=True)
+        with rig.client.stream("POST", "/v1/chat/completions", json=question) as stream:
             lines = stream.iter_lines()
             next(lines)
+            answering = clients.submit(rig.chat, n=2)
+            rig.engine.wait_until(lambda engine: engine.num_running == 3)
+            rig.engine.hold(2)
+            rig.engine.wait_until(lambda engine: len(engine.added[-1].output_token_ids) > 1)
+            rig.preprocessor.entered.clear()
+            rig.preprocessor.may_go.clear()
+            preparing = clients.submit(rig.chat)
+            assert rig.preprocessor.entered.wait(PATIENCE)
             rig.server.drain()
-            with pytest.raises(httpx.RemoteProtocolError):
-                list(lines)
-        rig.engine.wait_until(lambda engine: len(engine.aborted) == 1)
+            last = [line for line in lines if line][-1].removeprefix("data: ")
+            assert json.loads(last)["error"]["code"] == "server_is_overloaded"
+        for whole in (answering.result(), preparing.result()):
+            assert "going down" in assert_error(whole, 503, "server_is_overloaded")
+            assert whole.headers["retry-after"]
+        assert uploading.recv(13) == b"HTTP/1.1 503 "
+        rig.engine.wait_until(lambda engine: engine.num_running == 0)
+    assert not [each for each in caplog.records if each.exc_info]
+    told = [each.getMessage() for each in caplog.records if each.name == "litevl.request"]
+    ends = [re.findall("(?:status|error|finish_reason)=([^ ]+)", each) for each in told]
+    assert sorted(ends) == [
+        ["200", "server_is_overloaded", "error"],
+        ["503", "server_is_overloaded", "-"],
+        ["503", "server_is_overloaded", "-"],
+        ["503", "server_is_overloaded", "error"],
+    ]
+
+
+def test_a_reader_that_takes_nothing_when_patience_ends_is_cut_off_and_its_answers_are_errors(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(serving, "DRAIN_S", 0)
+    monkeypatch.setattr(serving, "CLOSE_S", 0)
+    with running() as rig, connect_narrowly(rig) as connection:
+        rig.engine.script = lambda sequence: say("a" * 500)
+        rig.engine.hold(450)  # more than the kernel takes
+        connection.sendall(request_bytes(stream=True, n=8, logprobs=True, top_logprobs=20))
+        rig.engine.wait_until(lambda engine: tokens_made(engine) == 8 * 450)
+        rig.server.drain()
+        rig.engine.wait_until(lambda engine: engine.num_running == 0)
+    assert not [each for each in caplog.records if each.exc_info]
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "litevl.request"]
+    assert "status=200 error=server_is_overloaded finish_reason=error" in told
+
+
+def tokens_made(engine: FakeEngine) -> int:
+    return sum(len(each.output_token_ids) for each in engine.added)
 
 
 def test_a_body_that_is_on_its_way_when_the_drain_begins_is_still_answered() -> None:

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
-from fakes import Rig, body, running
+from fakes import Rig, assert_error, body, running
 from litevl.logs import FIELDS, FRAMES, JsonFormatter, TextFormatter
+from test_metrics import PICTURE, SECRET, wait_for, with_media
 
 FORGED = "a\n2026-01-01 00:00:00,000 INFO litevl all is well\r\x1b[2K\u2028"
 
@@ -65,3 +68,47 @@ def test_what_a_client_writes_into_its_head_is_not_logged(
     assert len(lines) == 2
     for value in (*headers.values(), "secret"):
         assert not any(value in line for line in lines)
+
+
+def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="litevl.request")
+    for path in ("/health", "/health/live", "/metrics", "/v1/status"):
+        assert rig.client.get(path).status_code == 200
+    assert caplog.messages == []
+    rig.client.post(
+        "/v1/chat/completions",
+        json=body(**with_media(PICTURE), model="alias/of-tiny"),
+        headers={"x-request-id": "my-id"},
+    )
+    assert_error(rig.chat(temperature="hot"), 400, "invalid_value", "temperature")
+    rig.client.get(f"/v1/{SECRET}%0a2026 INFO forged")
+    wait_for(lambda: len(caplog.messages) == 3)
+    answered, refused, lost = caplog.messages
+    begin = r"endpoint=/chat/completions model=alias/of-tiny id=my-id status=200 "
+    numbers = r"prompt_tokens=6 cached_tokens=0 completion_tokens=\d+ ttft_ms=[\d.]+ total_ms=[\d.]"
+    assert re.match(begin, answered)
+    assert "error=- finish_reason=stop images=1 videos=0" in answered
+    assert re.search(numbers, answered)
+    assert re.search(r"status=400 error=invalid_value finish_reason=- .* ttft_ms=- ", refused)
+    assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
+
+
+def test_every_address_is_logged_by_its_name_without_what_a_caller_put_into_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="litevl.request")
+    for path in ("/v1/models", "/v1/models/tiny", f"/v1/models/{SECRET}", f"/{SECRET}"):
+        rig.client.get(path)
+    wait_for(lambda: len(caplog.messages) == 4)
+    told = [each.split()[0] for each in caplog.messages]
+    assert told == [f"endpoint={name}" for name in ("/models", *["/models/{name}"] * 2, "other")]
+
+
+def test_a_refusal_is_logged_even_where_answers_are_not(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="litevl.request")
+    httpx.get(f"{rig.url}/v1/status", trust_env=False)
+    wait_for(lambda: len(caplog.messages) == 1)
+    told = r"endpoint=/status model=- id=req-\w+ status=401 error=invalid_api_key "
+    assert re.match(told, caplog.messages[0])

@@ -1,7 +1,6 @@
-"""What is told of requests: `/metrics`, `/v1/status` and the log, by a server with fakes behind."""
+"""What is told of requests by `/metrics` and `/v1/status`, with fakes behind the server."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,12 +17,12 @@ from fakes import (
     PATIENCE,
     TOKENS_PER_ITEM,
     Rig,
-    assert_error,
     body,
     request_bytes,
     running,
     say,
 )
+from litevl.api import status as status_endpoints
 from litevl.api.metrics import RATE_SECONDS, Histogram, Rate
 from litevl.api.records import NUM_RECENT
 from litevl.errors import InternalError, MediaError, QueueFullError
@@ -35,6 +34,11 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,c2Vj
 CLIP = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,c2VjcmV0"}}
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture(autouse=True)
+def what_is_told_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_endpoints, "METRICS_S", 0)
 
 
 @pytest.fixture
@@ -210,6 +214,18 @@ def test_what_the_engine_holds_is_asked_when_prometheus_asks(rig: Rig) -> None:
     assert value(rig, "vllm:prefix_cache_queries_total") == 2 * len("hi")
 
 
+def test_the_text_is_not_written_anew_for_everybody_who_asks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = samples(rig)
+    assert rig.chat().status_code == 200
+    recent(rig, 1)
+    monkeypatch.setattr(status_endpoints, "METRICS_S", PATIENCE)
+    assert samples(rig) == before
+    monkeypatch.setattr(status_endpoints, "METRICS_S", 0)
+    assert samples(rig) != before
+
+
 # Every way out ---------------------------------------------------------------------------------
 
 
@@ -314,7 +330,7 @@ def test_labels_are_bounded_whatever_is_sent(rig: Rig) -> None:
     assert set(samples(rig)) == before
 
 
-# The overview and the log ----------------------------------------------------------------------
+# The overview ----------------------------------------------------------------------
 
 
 def test_status_tells_phase_load_and_the_last_requests(rig: Rig) -> None:
@@ -362,29 +378,6 @@ def test_strangers_and_other_addresses_push_nobody_out(rig: Rig) -> None:
     httpx.post(f"{rig.url}/v1/chat/completions", json=body(), trust_env=False)
     rig.client.get("/v1/models")
     assert [each["status"] for each in status(rig)["recent"]] == [200]
-
-
-def test_one_line_a_request_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="litevl.request")
-    for path in ("/health", "/health/live", "/metrics", "/v1/status"):
-        assert rig.client.get(path).status_code == 200
-    assert caplog.messages == []
-    rig.client.post(
-        "/v1/chat/completions",
-        json=body(**with_media(PICTURE), model="alias/of-tiny"),
-        headers={"x-request-id": "my-id"},
-    )
-    assert_error(rig.chat(temperature="hot"), 400, "invalid_value", "temperature")
-    rig.client.get(f"/v1/{SECRET}%0a2026 INFO forged")
-    wait_for(lambda: len(caplog.messages) == 3)
-    answered, refused, lost = caplog.messages
-    begin = r"endpoint=/chat/completions model=alias/of-tiny id=my-id status=200 "
-    numbers = r"prompt_tokens=6 cached_tokens=0 completion_tokens=\d+ ttft_ms=[\d.]+ total_ms=[\d.]"
-    assert re.match(begin, answered)
-    assert "error=- finish_reason=stop images=1 videos=0" in answered
-    assert re.search(numbers, answered)
-    assert re.search(r"status=400 error=invalid_value finish_reason=- .* ttft_ms=- ", refused)
-    assert re.match(r"endpoint=other model=- id=req-\w+ status=404 error=not_found ", lost)
 
 
 def test_nothing_of_a_request_or_an_answer_is_told_anywhere(

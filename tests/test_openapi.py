@@ -106,6 +106,17 @@ def test_a_server_without_keys_asks_for_none() -> None:
     assert openapi_document(asks_for_key=False)["security"] == []
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_the_document_tells_what_this_server_asks_a_key_for(is_closed: bool) -> None:
+    with running(metrics_needs_key=is_closed, no_page=is_closed) as rig:
+        paths = httpx.get(f"{rig.url}/openapi.json", trust_env=False).json()["paths"]
+        for path in ("/", "/metrics", "/health", "/v1/models", "/v1/status"):
+            status = httpx.get(rig.url + path, trust_env=False).status_code
+            get = paths[path]["get"] if path in paths else {}
+            assert (status == 200) == (get.get("security") == []), path
+        assert ("/" in paths) is not is_closed
+
+
 def test_every_schema_is_one() -> None:
     for schema in SCHEMAS.values():
         Draft202012Validator.check_schema(schema)

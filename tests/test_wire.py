@@ -194,6 +194,12 @@ def test_a_head_that_does_not_end_is_408(before: bytes) -> None:
     assert error_of(answer, 408)["code"] == "request_timeout"
 
 
+def test_a_head_is_not_looked_through_before_it_ends(hasty: Rig) -> None:
+    odd = GET + b"a: b\nc: d\r\n"
+    assert error_of(hasty.exchange(odd), 408)["code"] == "request_timeout"
+    assert error_of(hasty.exchange(odd + b"\r\n"), 400)["code"] == "invalid_http"
+
+
 def test_a_connection_that_never_speaks_is_closed_without_a_word(hasty: Rig) -> None:
     assert hasty.exchange(b"") == b""
 
@@ -383,8 +389,24 @@ def test_every_connection_that_the_server_ends_is_counted_and_logged_by_reason(
     for why in ways:
         assert re.search(rf'litevl:connections_ended_total\{{.*reason="{why}"\}} 1\.0', text), why
     told = [each.getMessage() for each in caplog.records if each.name == "litevl.wire"]
-    assert told[: len(ways)] == [f"connection ended: {why}" for why in ways]
+    assert [each.split()[2] for each in told[: len(ways)]] == list(ways)
     assert "canary" not in text + caplog.text
+
+
+def request_ids(text: str) -> list[str]:
+    return re.findall(r"(?:\bid=|x-request-id: )([\w-]+)", text)
+
+
+@pytest.mark.parametrize("given", [b"", b"x-request-id: mine-1\r\n"])
+def test_a_refused_request_has_one_id_for_its_client_and_the_log(
+    caplog: pytest.LogCaptureFixture, given: bytes
+) -> None:
+    with caplog.at_level("INFO", "litevl"), running(limits=HASTY) as rig:
+        late = rig.exchange(POST + given + b"content-length: 9\r\n\r\n{")
+        unread = rig.exchange(b"canary\r\n\r\n")
+    (sent,) = request_ids(late.decode())
+    assert sent == "mine-1" if given else sent.startswith("req-")
+    assert request_ids(" ".join(caplog.messages)) == [sent, sent, *request_ids(unread.decode())]
 
 
 # Clients that ask ahead ------------------------------------------------------------------------

@@ -46,11 +46,9 @@ def create_app(
     pages = [] if config.no_page else page_routes()
     table = [*routes(config, service, records), *pages]
     router = Router(table, redirect_slashes=False, lifespan=lifespan)
-    recorded = partial(Recording, records=records, paths={route.path for route in table})
-    open_paths = OPEN_PATHS.union(page.path for page in pages)
-    if config.metrics_needs_key:
-        open_paths -= {"/metrics"}
-    http = _wrap(router, config, budget, open_paths, recorded)
+    recorded = partial(Recording, records=records, routes=table)
+    without_key = open_paths(config).union(page.path for page in pages)
+    http = _wrap(router, config, budget, without_key, recorded)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's router raises its 404 and 405, instead of answering, where it sees an app.
@@ -61,6 +59,12 @@ def create_app(
             await router(scope, receive, send)
 
     return app
+
+
+def open_paths(config: Config) -> frozenset[str]:
+    """What there is without a key, but for the page's own files."""
+    closed = {"/metrics"} if config.metrics_needs_key else set()
+    return OPEN_PATHS - closed - ({"/"} if config.no_page else set())
 
 
 def _wrap(
@@ -112,7 +116,8 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
 
     status = StatusEndpoints(config, service, records)
     # Written once: strangers may ask for it as often as they like.
-    document = JSONResponse(openapi_document(asks_for_key=bool(config.api_key))).body
+    described = openapi_document(open_paths(config), asks_for_key=bool(config.api_key))
+    document = JSONResponse(described).body
     chat = partial(accept_chat, reasoning_in_content=config.reasoning_in_content)
     return [
         Route("/health", health),

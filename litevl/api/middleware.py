@@ -1,24 +1,27 @@
 """What every request passes: one spelling of its address, an id, a record of what becomes of it,
 errors as JSON.
 
-Pure ASGI, put together by `app.py`. Knows nothing of routes or models.
+Pure ASGI, put together by `app.py`. Of routes it knows their paths, of models nothing.
 """
 
+import asyncio
 import logging
 import re
 import traceback
 import uuid
-from collections.abc import Collection
+from collections.abc import Sequence as Many
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.api.records import Records, record_of
 from litevl.api.responses import error_response
+from litevl.api.service import going_down
 from litevl.errors import (
     InternalError,
     LitevlError,
@@ -30,7 +33,8 @@ from litevl.logs import FRAMES
 logger = logging.getLogger("litevl.api")
 
 _SLASHES = re.compile("/{2,}")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID = "litevl.request_id"  # in the scope's state
 _ANSWER_HEADERS = "litevl.answer_headers"  # in the scope: headers that go out with whatever answer
 
 
@@ -55,7 +59,7 @@ class AnswerHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {"x-request-id": _request_id(Headers(scope=scope).get("x-request-id", ""))}
+        headers = {"x-request-id": request_id(scope)}
         scope[_ANSWER_HEADERS] = headers
 
         async def send_with_headers(message: Message) -> None:
@@ -72,12 +76,17 @@ def add_answer_header(scope: Scope, name: str, value: str) -> None:
 
 
 def request_id(scope: Scope) -> str:
-    """The id that the client knows this request by."""
-    return str(scope[_ANSWER_HEADERS]["x-request-id"])
+    """The id that the client knows this request by: its own, or one made when first asked for."""
+    state = scope["state"]  # which copies of the scope share, the connection's own too
+    if _REQUEST_ID not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state[_REQUEST_ID] = given if _PLAIN_ID.fullmatch(given) else new_request_id()
+    return str(state[_REQUEST_ID])
 
 
-def _request_id(given: str) -> str:
-    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+def new_request_id() -> str:
+    """For a request that brought none, or of which no head could be read."""
+    return f"req-{uuid.uuid4().hex}"
 
 
 class Cors(CORSMiddleware):
@@ -90,7 +99,10 @@ class Cors(CORSMiddleware):
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["x-request-id", "x-litevl-json-repaired"],
+            expose_headers=[
+                *("x-request-id", "x-litevl-json-repaired"),
+                *("retry-after", "x-should-retry"),  # by which SDKs decide, in a browser too
+            ],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
@@ -106,15 +118,14 @@ class Cors(CORSMiddleware):
 class Recording:
     """Has every request told once it has ended, in whatever way."""
 
-    def __init__(self, app: ASGIApp, records: Records, paths: Collection[str]) -> None:
-        """`paths` are the addresses that exist; all others are one."""
+    def __init__(self, app: ASGIApp, records: Records, routes: Many[Route]) -> None:
+        """`routes` are the addresses that exist; all others are one."""
         self._app = app
         self._records = records
-        self._paths = frozenset(paths)
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = scope["path"] if scope["path"] in self._paths else "other"
-        record = self._records.begin(scope, request_id(scope), endpoint)
+        record = self._records.begin(scope, request_id(scope), self._endpoint(scope["path"]))
 
         async def noting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -125,6 +136,11 @@ class Recording:
             await self._app(scope, receive, noting_send)
         finally:
             self._records.finish(record)
+
+    def _endpoint(self, path: str) -> str:
+        """An address as it is told: what a caller may put into one is left out."""
+        found = (each.path_format for each in self._routes if each.path_regex.match(path))
+        return next(found, "other")
 
 
 class Errors:
@@ -138,24 +154,27 @@ class Errors:
             await self._app(scope, receive, send)
         except ClientDisconnect:
             return  # nobody is there to be answered
-        except Exception as error:  # noqa: BLE001 - the edge: no exception may leave the application
+        # uvicorn cancels what it no longer waits for. The edge: no exception may leave it.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             answer = to_litevl_error(error, scope)
             # Or else the server closes the connection on the torn answer.
             if record_of(scope).status is None:
                 await error_response(answer)(scope, receive, send)
 
 
-def to_litevl_error(error: Exception, scope: Scope) -> LitevlError:
+def to_litevl_error(error: BaseException, scope: Scope) -> LitevlError:
     """What to tell a client of the error that ends its request; the record hears of it too."""
     answer = _answer_to(error, request_id(scope))
     record_of(scope).code = answer.code
     return answer
 
 
-def _answer_to(error: Exception, request: str) -> LitevlError:
+def _answer_to(error: BaseException, request: str) -> LitevlError:
     """The unexpected is logged with its origin, never with its message."""
     if isinstance(error, LitevlError):
         return error
+    if isinstance(error, asyncio.CancelledError):
+        return going_down()
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return _route_error(error)
     frames = "".join(traceback.format_tb(error.__traceback__))

@@ -4,6 +4,8 @@ Made once by `app.py`. What may be sent is told by the parsers themselves (`sche
 readers); this module adds paths, keys, and the shapes of answers, which `responses.py` writes.
 """
 
+from collections.abc import Collection
+
 from litevl import __version__
 from litevl.api.auth import OPEN_PATHS
 from litevl.api.fields import JSONObject, nullable
@@ -320,13 +322,15 @@ def _get(path: str, summary: str, answer: str) -> JSONObject:
     return get
 
 
-def _paths() -> dict[str, JSONObject]:
+def _paths(open_paths: Collection[str]) -> dict[str, JSONObject]:
     paths: dict[str, JSONObject] = {path: {"post": _post(*row)} for path, row in _POSTS.items()}
     for path, row in _GETS.items():
         get = _get(path, *row)
-        if normal_path(path) in OPEN_PATHS:
+        if normal_path(path) in open_paths:
             get["security"] = []
         paths[path] = {"get": get}
+    if "/" not in open_paths:
+        del paths["/"]  # no page asks for a key: where it is not open, there is none
     return paths
 
 
@@ -339,8 +343,8 @@ _KEYS: JSONObject = {
 }
 
 
-def openapi_document(*, asks_for_key: bool) -> JSONObject:
-    """The whole document, the same for every model."""
+def openapi_document(open_paths: Collection[str] = OPEN_PATHS, *, asks_for_key: bool) -> JSONObject:
+    """The whole document, the same for every model; `open_paths` ask for no key."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -351,6 +355,6 @@ def openapi_document(*, asks_for_key: bool) -> JSONObject:
         },
         "servers": [{"url": "/"}],
         "security": [{name: []} for name in _KEYS] if asks_for_key else [],
-        "paths": _paths(),
+        "paths": _paths(open_paths),
         "components": {"schemas": _bodies() | _ANSWERS, "securitySchemes": _KEYS},
     }

@@ -1,6 +1,7 @@
 """What the HTTP side needs of the rest, as Protocols: a fake engine can stand behind all of it.
 
-Implemented by `engine/engine.py` and composed in `cli.py`; used by `service.py` and `chat.py`.
+Implemented by `engine`, `models` and `media`, composed in `cli.py`; used by `service.py` and the
+endpoints.
 """
 
 from collections.abc import Sequence as Many

@@ -44,7 +44,7 @@ class _Answer:
 
 
 class RequestRecord:
-    """One request: `app` and `exchange` say how it was answered, the endpoints what it was."""
+    """One request: `middleware.py` says how it was answered, the endpoints what it was."""
 
     def __init__(self, metrics: Metrics, name: str, endpoint: str) -> None:
         self.name = name  # the request id
@@ -172,11 +172,12 @@ class Records:
         """The last requests of one caller that asked for an answer, newest first."""
         return list(reversed(self._recent[caller]))
 
-    def note_connection(self, why: str) -> None:
+    def note_connection(self, why: str, request: str | None) -> None:
         """The server ended a connection that brought no request, or not all of one, or took no
-        answer; `why` is one of the wire's own words."""
+        answer; `why` is one of the wire's own words, `request` the id that the client was told."""
         self.metrics.connections[why] += 1
-        wire_logger.info("connection ended: %s", why, extra={FIELDS: {"reason": why}})
+        fields = {"reason": why, "id": request}
+        wire_logger.info("connection ended: %s id=%s", why, request or "-", extra={FIELDS: fields})
 
     def begin(self, scope: Scope, name: str, endpoint: str) -> RequestRecord:
         """`endpoint` must be one of ours: a path can hold whatever a caller wrote."""
@@ -190,7 +191,8 @@ class Records:
         if record.endpoint in GENERATING and record.caller is not None:
             arrived = time.time() - (time.monotonic() - record.began)
             self._recent[record.caller].append({"when": round(arrived, 3), **told})
-        if record.endpoint not in UNLOGGED and not record.endpoint.startswith(PAGE_FILES):
+        is_dull = record.endpoint in UNLOGGED or record.endpoint.startswith(PAGE_FILES)
+        if record.code or not is_dull:
             fields = {"endpoint": record.endpoint, "model": record.model, **told}
             words = [f"{name}={'-' if value is None else value}" for name, value in fields.items()]
             logger.info(" ".join(words), extra={FIELDS: fields})

@@ -1,7 +1,7 @@
 """Where the engine thread and the event loop meet, from loading to drained.
 
-`cli.py` makes one and attaches the backend when the model is loaded; `app.py` binds it to the
-running loop; `chat.py` asks it for tokens. Knows no HTTP and no text.
+`serve.py` makes one and attaches the backend when the model is loaded; `app.py` binds it to the
+running loop; `answering.py` asks it for tokens. Knows no HTTP and no text.
 """
 
 import asyncio
@@ -81,11 +81,11 @@ class Generation:
                 for rest in outputs[index:]:
                     self._mailbox.put_nowait(rest)
                 return outputs[:index]
+            if error:
+                raise error  # those still open are ended when the generation is left
             if output.finish_reason:
                 self._open.discard(output.request_id)
                 del self._mailboxes[output.request_id]
-            if error:
-                raise error
         return outputs
 
     def end(self, request_id: str) -> None:
@@ -107,6 +107,7 @@ class Service:
         self.loading: Loading | None = Loading("starting")  # None once it is over
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_draining = False
+        self._has_given_up = False
         self._mailboxes: dict[str, Mailbox] = {}
         self._seeds = random.Random(config.seed)
         self._workers = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="litevl-prepare")
@@ -130,6 +131,11 @@ class Service:
     def drain(self) -> None:
         """Finish what runs and take nothing new."""
         self._is_draining = True
+
+    def give_up(self) -> None:
+        """End whatever still runs, as a dead engine would: its clients are told why."""
+        self._has_given_up = True
+        self._distribute([_given_up(name) for name in self._mailboxes])
 
     async def stop(self) -> None:
         """Drain, and end the threads and children, after the engine's last step."""
@@ -170,6 +176,8 @@ class Service:
 
     def generation(self, backend: Backend, sequences: Many[Sequence]) -> "Generation":
         """What the engine makes of one request's sequences; to be entered by `with`."""
+        if self._has_given_up:
+            raise going_down()
         return Generation(self._mailboxes, backend, sequences)
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
@@ -183,6 +191,15 @@ class Service:
         for output in outputs:
             if mailbox := self._mailboxes.get(output.request_id):
                 mailbox.put_nowait(output)
+
+
+def going_down() -> UnavailableError:
+    """What those are told whom the drain does not wait for."""
+    return UnavailableError("The server is going down; try again in a moment.")
+
+
+def _given_up(request_id: str) -> StepOutput:
+    return StepOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=going_down())
 
 
 def _error_of(output: StepOutput) -> LitevlError | None:

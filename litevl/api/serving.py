@@ -1,7 +1,7 @@
 """uvicorn as litevl runs it: guarded connections, and an end that lets answers finish.
 
-`cli.py` makes one `Server` and runs it in the main thread. Knows the service's state and uvicorn's
-tasks, no routes.
+`serve.py` makes one `Server` and runs it in the main thread. Knows the service's state and
+uvicorn's tasks, no routes.
 """
 
 import logging
@@ -13,7 +13,9 @@ import ssl
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -21,7 +23,7 @@ from litevl.api.app import create_app
 from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
 from litevl.api.records import Records
 from litevl.api.service import Service
-from litevl.api.wire import Limits, within
+from litevl.api.wire import GuardedProtocol, Limits
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.health import Health
@@ -30,7 +32,7 @@ from litevl.media.budgets import BytesInFlight
 logger = logging.getLogger("litevl.api")
 
 DRAIN_S = 30.0  # for what runs when the first signal comes
-CLOSE_S = 2  # then, for connections that do not close
+CLOSE_S = 2  # then, for bodies and prompts that are not ready, and answers that nobody reads
 GONE_S = 34  # after the first signal the process is no more, whatever hangs: supervisors kill at 35
 RED_S = 2.0  # a dead engine shows /health red and tells its requests; then the process ends
 RED_GONE_S = 3  # and is no more after that
@@ -52,11 +54,16 @@ class Server(uvicorn.Server):
         records = Records()
         self._unwell_since: float | None = None
         self.exit_code = 0
+        protocol: Any = partial(  # uvicorn's types ask for a class
+            GuardedProtocol,
+            limits=limits,
+            tls=load_certificate(config),
+            note=records.note_connection,
+        )
         super().__init__(
             uvicorn.Config(
                 create_app(config, service, self.budget, records),
-                # Not httptools, which refuses `-X Post`.
-                http=within(limits, load_certificate(config), records.note_connection),
+                http=protocol,  # not httptools, which refuses `-X Post`
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -75,7 +82,8 @@ class Server(uvicorn.Server):
         super().run(sockets)
 
     def drain(self) -> None:
-        """Take nothing new; end when what runs is done, or after `DRAIN_S`."""
+        """Take nothing new; end when what runs is done, or is told after `DRAIN_S` that it will not
+        be. uvicorn cancels what then takes longer than `CLOSE_S`."""
         self._service.drain()
         self._drained_at = time.monotonic() + DRAIN_S
 
@@ -89,9 +97,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second: whether to close the listener and leave."""
         self._watch_engine()
-        if self._drained_at is not None:
-            has_work = bool(self.server_state.tasks) and time.monotonic() < self._drained_at
-            self.should_exit |= not has_work
+        if self._drained_at is not None and not self.should_exit:
+            is_over = time.monotonic() >= self._drained_at
+            if is_over:
+                self._service.give_up()
+            self.should_exit = is_over or not self.server_state.tasks
         return await super().on_tick(counter)
 
     def _watch_engine(self) -> None:

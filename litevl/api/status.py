@@ -18,6 +18,8 @@ from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.config import Config
 
+METRICS_S = 1.0  # the text is kept so long: strangers may ask for it, and it takes 5 ms to write
+
 
 class StatusEndpoints:
     """Handlers, each a coroutine function of a request."""
@@ -26,13 +28,18 @@ class StatusEndpoints:
         self._config = config
         self._service = service
         self._records = records
+        self._text = b""
+        self._written = 0.0  # when that was
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' text; empty until there is a model whose name the labels could carry."""
-        text = b""
-        if backend := self._service.backend:
-            text = self._records.metrics.text(backend.card.names[0], backend.engine.stats())
-        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+        """Prometheus' text, of this second; empty until there is a model whose name the labels
+        could carry."""
+        now = time.monotonic()
+        backend = self._service.backend
+        if backend and now - self._written >= METRICS_S:
+            self._text = self._records.metrics.text(backend.card.names[0], backend.engine.stats())
+            self._written = now
+        return Response(self._text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def status(self, request: Request) -> Response:
         """Phase, load and the caller's last requests; nulls where the model loads."""

@@ -23,6 +23,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from litevl.api.middleware import new_request_id, request_id
 from litevl.api.responses import error_response
 from litevl.errors import (
     HeadTooLargeError,
@@ -117,14 +118,16 @@ class StrictConnection(h11.Connection):
 
 
 def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
-    """What is wrong with the head, perhaps unfinished, that these bytes begin with."""
+    """What is wrong with the head that these bytes begin with; of an unfinished one, its size."""
     end = _HEAD_END.search(received)
     head = received[: end.start()] if end else received
     if len(head) > limits.head_bytes or head.count(b"\n") > limits.headers:
         return _too_large(limits)
+    if not end:  # or each packet would pay for all before it
+        return None
     if _ODD_LINE.search(head):
         return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
-    framing = _FRAMING.findall(head) if end else []
+    framing = _FRAMING.findall(head)
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
         return InvalidHTTPError(
             "Give one plain `Content-Length`, or `Transfer-Encoding: chunked`, and not both."
@@ -140,7 +143,7 @@ def _too_large(limits: Limits) -> LitevlError:
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. `within` makes what uvicorn is given.
+    """One connection; uvicorn is given it with its limits bound, for `uvicorn.Config(http=...)`.
 
     It shakes hands for TLS itself: asyncio would tell of a connection only after that, and whoever
     never begins it would be counted nowhere.
@@ -150,11 +153,12 @@ class GuardedProtocol(H11Protocol):
         self,
         *args: Any,
         limits: Limits,
-        tls: ssl.SSLContext | None,
-        note: Callable[[str], None],
+        tls: ssl.SSLContext | None = None,
+        note: Callable[[str, str | None], None] = lambda why, request: None,
         **kwargs: Any,
     ) -> None:
-        """`note` hears why the server ends the connection."""
+        """`note` hears why the server ends the connection, the code of the error sent or one word,
+        and the id that was sent with it."""
         super().__init__(*args, **kwargs)
         self.limits, self.tls, self.note = limits, tls, note
         self.access_log = False  # uvicorn's tells queries; a request is told by `records.py`
@@ -203,7 +207,7 @@ class GuardedProtocol(H11Protocol):
             )
         except OSError:
             if self.phase is not Phase.REFUSED:
-                self.note("no_tls")
+                self.note("no_tls", None)
             secured = None
         self._handshake = None
         if secured is None:
@@ -342,7 +346,8 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, error: LitevlError) -> None:
         """Answer and close, but not before the client has had the time to read it."""
-        self.note(error.code)
+        request = self._request_id()
+        self.note(error.code, request)
         self.phase = Phase.REFUSED
         self._unset_keepalive_if_required()
         can_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
@@ -352,7 +357,7 @@ class GuardedProtocol(H11Protocol):
         if not can_answer or self.transport.is_closing():
             self.transport.abort()
             return
-        self.transport.write(_as_bytes(error))
+        self.transport.write(_as_bytes(error, request))
         if not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -363,29 +368,22 @@ class GuardedProtocol(H11Protocol):
         else:
             self._set_read_timer(self.limits.linger_s, self.transport.abort)
 
+    def _request_id(self) -> str:
+        """That of the request whose body comes, or a new one."""
+        has_one = self.cycle and not self.cycle.response_complete
+        return request_id(dict(self.cycle.scope)) if has_one else new_request_id()
+
     def _cut(self, why: str) -> None:
         """Close without a word."""
-        self.note(why)
+        self.note(why, None)
         self.phase = Phase.REFUSED
         self.transport.abort()
 
 
-def _as_bytes(error: LitevlError) -> bytes:
+def _as_bytes(error: LitevlError, request: str) -> bytes:
     """A whole answer: the state of the connection may be beyond what h11 would send."""
     answer = error_response(error)
-    headers = [*answer.raw_headers, (b"connection", b"close")]
+    answer.headers.update({"connection": "close", "x-request-id": request})
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
-    lines += [name + b": " + value for name, value in headers]
+    lines += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
-
-
-def within(
-    limits: Limits,
-    certificate: ssl.SSLContext | None = None,
-    note: Callable[[str], None] = lambda why: None,
-) -> Any:
-    """Makes connections with these limits, for `uvicorn.Config(http=...)`.
-
-    `note` hears why the server ends one: the code of the error sent, or one word.
-    """
-    return partial(GuardedProtocol, limits=limits, tls=certificate, note=note)
