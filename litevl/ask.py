@@ -19,7 +19,6 @@ from typing import Any, TextIO
 import httpx
 
 from litevl.addresses import is_loopback
-from litevl.banner import state_folder
 from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"
@@ -127,9 +126,10 @@ def _key_header(file: str | None, is_here: bool) -> dict[str, str]:
 
 def _made_key() -> Path | None:
     """Where the server of this user keeps the key it made."""
-    made = os.environ.get("LITEVL_API_KEY_FILE") or str(state_folder() / "api-key")
-    path = Path(made).expanduser()
-    return path if path.is_file() else None
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    made = os.environ.get("LITEVL_API_KEY_FILE") or f"{state}/litevl/api-key"
+    path = os.path.expanduser(made)
+    return Path(path) if os.path.isfile(path) else None
 
 
 def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:

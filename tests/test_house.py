@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "settings": NOUNS,
     "serve": NOUNS | {"api", "banner"},
-    "ask": NOUNS | {"banner"},
+    "ask": NOUNS,
     "info": NOUNS | {"engine", "models"},
     "check": NOUNS | {"engine", "media", "models"},
     "cli": NOUNS
