@@ -85,7 +85,9 @@ class _Loading(threading.Thread):
             self._fail(str(error))
         except Exception as error:
             # Our bug, or the machine's: the origin is worth more than one line.
-            self._fail(f"loading failed: {type(error).__name__}: {error}", error)
+            self._progress.end()
+            logger.exception("loading failed")
+            self._fail(f"loading failed: {type(error).__name__}: {error}")
         else:
             self._tell(card, summary)
 
@@ -105,14 +107,12 @@ class _Loading(threading.Thread):
         self._service.report(phase, done, total)
         self._progress.report(phase, done, total, unit)
 
-    def _fail(self, reason: str, bug: Exception | None = None) -> None:
+    def _fail(self, reason: str) -> None:
         self.has_failed = True
         try:
-            self._progress.say(reason)
-            if bug:
-                logger.error("loading failed", exc_info=bug)
+            self._progress.say(reason)  # before the end, which takes this thread with it
         finally:
-            self._server.should_exit = True  # after the reason: this thread ends with the process
+            self._server.should_exit = True
 
     def _tell(self, card: ModelCard, summary: dict[str, str]) -> None:
         """The banner. A start is good without it too."""

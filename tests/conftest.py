@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -23,11 +24,13 @@ settings.load_profile("litevl")
 # What tests send, in keys and content: none of it may reach the log or an error.
 CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
+PROUD = ("transformers",)  # these keep their records from the root's handlers
+
 LEAK = "held while idle"  # an engine says so when nothing runs and not everything is free
 
 
-class _Watch(logging.Handler):
-    """Notes every line of litevl's log that holds something of a caller's, or tells of a leak."""
+class Watch(logging.Handler):
+    """Notes every line of any log that holds something of a caller's, or tells of a leak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,15 +38,32 @@ class _Watch(logging.Handler):
         self._formatter = JsonFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "httpx":  # the tests' own client, which tells whom it asks
+            return
         line = self._formatter.format(record)
         if any(word in line for word in (*CANARIES, "base64,", LEAK)):
             self.found.append(line)
 
 
+@contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """All loggers, from INFO up as `litevl serve` has it for its own."""
+    roots = [logging.getLogger(), *map(logging.getLogger, PROUD)]
+    levels = [logger.level for logger in roots]
+    for logger in roots:
+        logger.addHandler(watch)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(roots, levels, strict=True):
+            logger.removeHandler(watch)
+            logger.setLevel(level)
+
+
 @pytest.fixture(autouse=True)
-def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
-    watch, logger = _Watch(), logging.getLogger("litevl")
-    logger.addHandler(watch)
+def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[Watch]:
+    watch = Watch()
     begin = LitevlError.__init__
 
     def noting_begin(self: LitevlError, message: str, **more: Any) -> None:
@@ -53,8 +73,8 @@ def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitevlError, "__init__", noting_begin)
-        yield
-    logger.removeHandler(watch)
+        with _watched(watch):
+            yield watch
     assert watch.found == []
 
 
