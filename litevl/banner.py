@@ -18,6 +18,7 @@ from litevl.errors import ConfigError
 from litevl.sequence import ModelCard
 
 _KEY = re.compile(r"(?!#)[!-+\--~]+")  # no note; no comma, which parts keys elsewhere
+FIRST_WORD = "grep -Eom1 '[^[:space:]]+'"  # of a key file, whose first line may be empty
 SAMPLE_REQUEST = Path(__file__).resolve().parent / "demo" / "sample-request.json"
 
 
@@ -112,7 +113,7 @@ def _curl(config: Config, origin: str) -> list[str]:
     lines = ["  Try it in another terminal:", "", f"    curl {origin}/v1/chat/completions \\"]
     if path := _key_file(config):
         file = shlex.quote(str(path.absolute()))
-        lines.append(f'      -H "Authorization: $(head -n 1 {file})" \\')
+        lines.append(f'      -H "Authorization: $({FIRST_WORD} {file})" \\')
     elif config.api_key:
         lines.append('      -H "Authorization: $API_KEY" \\')
     return [*lines, f"      -d @{shlex.quote(str(SAMPLE_REQUEST))}"]

@@ -106,13 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_config(argv: Many[str]) -> Config:
-    """The settings of `litevl serve ARGUMENTS`."""
-    namespace, unknown = _parser().parse_known_args(argv)
-    refuse_unknown(namespace.parser, unknown)
-    return config_of(namespace)
-
-
 # Commands --------------------------------------------------------------------------------------
 
 
