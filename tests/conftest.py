@@ -16,6 +16,8 @@ from live import KEY, OTHER_KEY, LiveServer, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client tells whom it asks
+
 settings.register_profile("litevl", deadline=None, print_blob=True)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=5000)
 settings.load_profile("litevl")
@@ -38,8 +40,6 @@ class Watch(logging.Handler):
         self._formatter = JsonFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "httpx":  # the tests' own client, which tells whom it asks
-            return
         line = self._formatter.format(record)
         if any(word in line for word in (*CANARIES, "base64,", LEAK)):
             self.found.append(line)
