@@ -27,6 +27,7 @@ settings.load_profile("litevl")
 CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
 PROUD = ("transformers",)  # these keep their records from the root's handlers
+QUIET = ("uvicorn", "qwen_vl_utils")  # so `litevl serve` has them, in this process too
 
 LEAK = "held while idle"  # an engine says so when nothing runs and not everything is free
 
@@ -49,14 +50,16 @@ class Watch(logging.Handler):
 def _watched(watch: Watch) -> Iterator[None]:
     """All loggers, from INFO up as `litevl serve` has it for its own."""
     roots = [logging.getLogger(), *map(logging.getLogger, PROUD)]
-    levels = [logger.level for logger in roots]
+    every = [*roots, *map(logging.getLogger, QUIET)]
+    levels = [logger.level for logger in every]
     for logger in roots:
         logger.addHandler(watch)
+    for logger in every:
         logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in zip(roots, levels, strict=True):
+        for logger, level in zip(every, levels, strict=True):
             logger.removeHandler(watch)
             logger.setLevel(level)
 
