@@ -19,25 +19,25 @@ from typing import Any, TextIO
 import httpx
 
 from litevl.addresses import is_loopback
-from litevl.banner import state_folder
 from litevl.errors import ConfigError, UsageError
 
 URL = "http://127.0.0.1:8000"
 CONNECT_S = 5.0  # and no limit on how long an answer takes
 REASON = 64 * 2**10  # bytes of an error's body that are read
 # What moves a terminal's cursor, or the order in which the text behind it is shown.
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+JSON = {"content-type": "application/json"}
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def ask(options: Namespace) -> int:
     """Ask, print, and return the exit code: 0 for a whole answer."""
     *files, question = options.words
-    if not files and (question == "-" or Path(question).is_file()):
+    if not files and (question == "-" or os.path.isfile(question)):
         raise UsageError(f'ask what about {question}? litevl ask {question} "your question"')
     if "-" in files and question == "-":
         raise UsageError("stdin can be a picture or the question, not both")
-    body = _body(options, files, sys.stdin.read() if question == "-" else question)
+    body = _encoded(_body(options, files, _question(question)))
     url = (options.url or os.environ.get("LITEVL_URL") or URL).rstrip("/").removesuffix("/v1")
     is_here = is_loopback(_host(url))
     headers = _key_header(options.api_key_file, is_here)
@@ -47,7 +47,7 @@ def ask(options: Namespace) -> int:
             # A proxy would look for this machine at home.
             httpx.Client(timeout=timeout, trust_env=not is_here) as client,
             client.stream(
-                "POST", f"{url}/v1/chat/completions", json=body, headers=headers
+                "POST", f"{url}/v1/chat/completions", content=body, headers=JSON | headers
             ) as response,
         ):
             if response.status_code != 200:
@@ -84,6 +84,20 @@ def _host(url: str) -> str:
 # The request -----------------------------------------------------------------------------------
 
 
+def _question(word: str) -> str:
+    try:
+        return sys.stdin.read() if word == "-" else word
+    except UnicodeDecodeError:
+        raise UsageError("the question on stdin is no text in the terminal's codec") from None
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # bytes of the command line that were no text
+        raise UsageError("the question, an address or --model is no text in UTF-8") from None
+
+
 def _body(options: Namespace, files: Many[str], question: str) -> dict[str, Any]:
     content = [*map(_part, files), {"type": "text", "text": question}]
     chosen = {"model": options.model, "max_tokens": options.max_tokens}
@@ -98,7 +112,9 @@ def _part(name: str) -> dict[str, Any]:
         return _media(name, mimetypes.guess_type(re.split("[?#]", name)[0])[0])
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        data = (
+            sys.stdin.buffer.read() if name == "-" else Path(os.path.expanduser(name)).read_bytes()
+        )
     except OSError as error:
         hint = ": the question is one argument, in quotes" if not Path(name).suffix else ""
         raise UsageError(f"cannot read {name}: {error.strerror}{hint}") from None
@@ -115,21 +131,24 @@ def _media(url: str, kind: str | None) -> dict[str, Any]:
 def _key_header(file: str | None, is_here: bool) -> dict[str, str]:
     """The key of the environment, or of a file; a file that was not named is for this machine."""
     key = os.environ.get("LITEVL_API_KEY") or os.environ.get("API_KEY") or ""
-    path = Path(file).expanduser() if file else _made_key() if is_here else None
+    path = Path(os.path.expanduser(file)) if file else _made_key() if is_here else None
     if path and (file or not key):
         try:
             key = path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--api-key-file {path}: {error}") from None
     first = key.replace(",", " ").split()[:1]
+    if not key.isascii():
+        raise ConfigError("LITEVL_API_KEY, or API_KEY, is no key: it holds more than ASCII")
     return {"authorization": f"Bearer {first[0]}"} if first else {}
 
 
 def _made_key() -> Path | None:
     """Where the server of this user keeps the key it made."""
-    made = os.environ.get("LITEVL_API_KEY_FILE") or str(state_folder() / "api-key")
-    path = Path(made).expanduser()
-    return path if path.is_file() else None
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    made = os.environ.get("LITEVL_API_KEY_FILE") or f"{state}/litevl/api-key"
+    path = os.path.expanduser(made)
+    return Path(path) if os.path.isfile(path) else None
 
 
 def _refusal(response: httpx.Response, url: str, has_key: bool) -> str:

@@ -1,10 +1,8 @@
 """Keys that the operator gave or that were made, and what the terminal says of a good start.
 
-Called by `cli.py`. Knows the config and the model card; knows no HTTP.
+Called by `serve.py`. Knows the config and the model card; knows no HTTP.
 """
 
-import base64
-import json
 import os
 import re
 import secrets
@@ -20,7 +18,8 @@ from litevl.errors import ConfigError
 from litevl.sequence import ModelCard
 
 _KEY = re.compile(r"(?!#)[!-+\--~]+")  # no note; no comma, which parts keys elsewhere
-SAMPLE = Path(__file__).resolve().parent / "demo" / "sample.jpg"
+FIRST_WORD = "grep -Eom1 '[^[:space:]]+'"  # of a key file, whose first line may be empty
+SAMPLE_REQUEST = Path(__file__).resolve().parent / "demo" / "sample-request.json"
 
 
 def load_keys(config: Config) -> Config:
@@ -44,13 +43,16 @@ def load_keys(config: Config) -> Config:
 
 
 def _key_file(config: Config) -> Path | None:
-    return Path(config.api_key_file).expanduser() if config.api_key_file else None
+    try:
+        return Path(config.api_key_file).expanduser() if config.api_key_file else None
+    except RuntimeError as error:  # a user without a home, or none at all
+        raise ConfigError(f"--api-key-file {config.api_key_file}: {error}") from None
 
 
 def _read_or_make(file: Path) -> tuple[str, ...]:
     try:
         if not file.exists():
-            write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
+            _write_private(file, f"sk-litevl-{secrets.token_urlsafe(24)}\n")
         lines = file.read_text(encoding="ascii").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file}: {error}") from None
@@ -65,7 +67,7 @@ def _read_or_make(file: Path) -> tuple[str, ...]:
     return keys
 
 
-def write_private(file: Path, text: str) -> None:
+def _write_private(file: Path, text: str) -> None:
     """Write a file that only its user can read: a new one, in nobody else's and through no link."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -95,7 +97,7 @@ def banner(
         facts["page"] = f"{where.local}/{fragment if tells_key else ''}"
     lines = [f"  {name:<9}{value}" for name, value in facts.items()]
     return "\n".join(
-        ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(config, port, card), ""]
+        ["", f"  litevl {__version__} is ready", "", *lines, "", *_curl(config, where.local), ""]
     )
 
 
@@ -106,33 +108,12 @@ def _key_line(config: Config) -> str:
     return mask(config.api_key[0]) + (f" in {file}" if file else "")
 
 
-def _curl(config: Config, port: int, card: ModelCard) -> list[str]:
+def _curl(config: Config, origin: str) -> list[str]:
     """A request about the sample picture, ready to paste into another terminal."""
-    request = state_folder() / f"sample-request-{port}.json"
-    try:
-        write_private(request, json.dumps(sample_request(card)))
-    except OSError as error:
-        return [f"  (no sample request to try: cannot write {request}: {error.strerror})"]
-    origin = addresses(config, port).local
     lines = ["  Try it in another terminal:", "", f"    curl {origin}/v1/chat/completions \\"]
     if path := _key_file(config):
         file = shlex.quote(str(path.absolute()))
-        lines.append(f'      -H "Authorization: $(head -n 1 {file})" \\')
+        lines.append(f'      -H "Authorization: $({FIRST_WORD} {file})" \\')
     elif config.api_key:
         lines.append('      -H "Authorization: $API_KEY" \\')
-    return [*lines, f"      -d @{shlex.quote(str(request))}"]
-
-
-def sample_request(card: ModelCard) -> dict[str, object]:
-    """The body that asks about the sample picture."""
-    url = "data:image/jpeg;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": "How many sheep are there in the picture?"},
-    ]
-    return {"model": card.names[0], "messages": [{"role": "user", "content": content}]}
-
-
-def state_folder() -> Path:
-    """Where litevl keeps what it writes for its user."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "litevl"
+    return [*lines, f"      -d @{shlex.quote(str(SAMPLE_REQUEST))}"]

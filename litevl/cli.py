@@ -6,6 +6,7 @@ does not need is imported inside it, so that `litevl --help` is instant.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Command:
 
 def main(argv: Many[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 when something failed, 2 for bad usage."""
+    _open_streams()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
@@ -53,6 +55,20 @@ def main(argv: Many[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _open_streams() -> None:
+    """Whoever started this may have closed stdout, or chosen a codec in which not all can be said.
+
+    What is closed becomes the null device, before a socket takes its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(argv: list[str]) -> int:
@@ -88,13 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(parser=own)
         command.add_arguments(own)
     return parser
-
-
-def read_config(argv: Many[str]) -> Config:
-    """The settings of `litevl serve ARGUMENTS`."""
-    namespace, unknown = _parser().parse_known_args(argv)
-    refuse_unknown(namespace.parser, unknown)
-    return config_of(namespace)
 
 
 # Commands --------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ the settings do.
 
 import ipaddress
 import math
+import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from litevl.errors import ConfigError
+from litevl.errors import UsageError
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -26,7 +27,7 @@ def option(default: Any, help: str, metavar: str = "") -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What `litevl serve` was asked to do. An impossible value raises `ConfigError`."""
+    """What `litevl serve` was asked to do. An impossible value raises `UsageError`."""
 
     # Model
     model: str = option("demo", "hub id, local folder, or `demo`", "MODEL")
@@ -113,19 +114,19 @@ class Config:
         self._check_counts()
         self._check_media()
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
-            raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
+            raise UsageError("--ssl-keyfile and --ssl-certfile go together")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(
+            raise UsageError(
                 f"--gpu-memory-utilization must lie in (0, 1], got {self.gpu_memory_utilization}"
             )
         if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port must lie in 0..65535, got {self.port}")
+            raise UsageError(f"--port must lie in 0..65535, got {self.port}")
         self._check_public_url()
         if any(
             len(key) < 1 or not key.isascii() or not key.isprintable() or " " in key
             for key in self.api_key
         ):
-            raise ConfigError("--api-key takes printable ASCII without spaces")
+            raise UsageError("--api-key takes printable ASCII without spaces")
 
     def _check_counts(self) -> None:
         names = ["max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks"]
@@ -133,37 +134,37 @@ class Config:
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.max_num_queued_reqs < 0:
-            raise ConfigError(
+            raise UsageError(
                 f"--max-num-queued-reqs must not be negative, got {self.max_num_queued_reqs}"
             )
 
     def _check_public_url(self) -> None:
         if self.public_url is None:
             return
-        if not self.public_url.startswith(("http://", "https://")):
-            raise ConfigError("--public-url takes an address that begins with https:// or http://")
+        if not re.match(r"https?://[^/?#\s]", self.public_url):
+            raise UsageError("--public-url takes http://HOST or https://HOST, perhaps with a path")
         origin = self.public_url.rstrip("/").removesuffix("/v1").rstrip("/")
         object.__setattr__(self, "public_url", origin)
 
     def _check_media(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ConfigError(f"--fps must be positive, got {self.fps}")
+            raise UsageError(f"--fps must be positive, got {self.fps}")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ConfigError(
+            raise UsageError(
                 f"--min-pixels {self.min_pixels} is more than --max-pixels {self.max_pixels}"
             )
         unknown = set(self.limit_mm_per_prompt) - {"image", "video"}
         if unknown:
-            raise ConfigError(
+            raise UsageError(
                 f"--limit-mm-per-prompt knows image and video, not {', '.join(sorted(unknown))}"
             )
         if any(limit < 0 for limit in self.limit_mm_per_prompt.values()):
-            raise ConfigError("--limit-mm-per-prompt takes counts from 0 up")
+            raise UsageError("--limit-mm-per-prompt takes counts from 0 up")
         _ = self.media_ip_networks
         if self.allowed_local_media_path and not Path(self.allowed_local_media_path).is_dir():
-            raise ConfigError(
+            raise UsageError(
                 f"--allowed-local-media-path {self.allowed_local_media_path} is no folder"
             )
 
@@ -173,7 +174,7 @@ class Config:
         try:
             return tuple(ipaddress.ip_network(text) for text in self.media_networks)
         except ValueError as error:
-            raise ConfigError(
+            raise UsageError(
                 f"--media-networks takes networks such as 10.0.0.0/8: {error}"
             ) from None
 

@@ -179,7 +179,7 @@ class ConfigError(Exception):
 
 
 class UsageError(ConfigError):
-    """The command line cannot be read; the message names what was meant, or where to look."""
+    """The command line or a setting cannot be read; the message says what would do."""
 
 
 class DeviceLostError(Exception):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from litevl.config import Config
-from litevl.engine.memory import available_memory
+from litevl.machine import memory
 from litevl.models import hub, loader
 from litevl.models.chat_template import ChatTemplate
 from litevl.models.media_limits import media_policy_of
@@ -72,7 +72,7 @@ def _fit(
         where = f"{torch.cuda.get_device_name(device)}, {amount(free)} free of {amount(total)}"
         tokens = needs.tokens_beside(free, dtype, config.gpu_memory_utilization)
     else:
-        free = available_memory()
+        free = memory().free
         where = f"CPU, {amount(free)} free"
         tokens = max(0, free - needs.weights(dtype, "cpu")) // 4 // needs.kv(dtype)
     verdict = _verdict(tokens, needs) if tokens else "too little memory"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -68,11 +69,12 @@ class Progress:
         elif size:
             self._write(f"litevl: {phase.name}: done, {size}{seconds}\n")
 
-    def fail(self) -> None:
-        """The phase will not end well: what comes next begins on a line of its own."""
+    def say(self, line: str) -> None:
+        """A line of its own; a phase that has not ended will not."""
         if self._phase is not None and self._is_terminal:
             self._write("\r\x1b[K")
         self._phase = None
+        self._write(f"litevl: {line}\n")
 
     def _begin(self, phase: _Phase, total: int) -> None:
         if self._is_terminal:
@@ -93,8 +95,9 @@ class Progress:
             self._write(f"litevl: {phase.name}: {told}\n")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with suppress(OSError):  # the work goes on where nobody looks any more
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def _bar(phase: _Phase) -> str:

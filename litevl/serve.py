@@ -7,6 +7,7 @@ model.
 import errno
 import gc
 import logging
+import os
 import socket
 import sys
 import threading
@@ -21,6 +22,9 @@ from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.logs import configure
 from litevl.progress import Progress, Report
+from litevl.sequence import ModelCard
+
+logger = logging.getLogger("litevl")
 
 # The backend, and what the banner says of it.
 Load = Callable[[Config, Report], tuple[Backend, dict[str, str]]]
@@ -38,7 +42,7 @@ def serve(config: Config, load: Load) -> int:
     loading = _Loading(load, service, server, config, listener.getsockname()[1])
     loading.start()
     server.run(sockets=[listener])
-    return 1 if loading.failure else server.exit_code
+    return 1 if loading.has_failed else server.exit_code
 
 
 def _listen(config: Config) -> socket.socket:
@@ -69,40 +73,53 @@ class _Loading(threading.Thread):
         self, load: Load, service: Service, server: Server, config: Config, port: int
     ) -> None:
         super().__init__(name="litevl-loading", daemon=True)
-        self.failure: str | None = None
+        self.has_failed = False
         self._load, self._service, self._server = load, service, server
         self._config, self._port = config, port
+        self._progress = Progress()
 
     def run(self) -> None:
-        config, progress = self._config, Progress()
-        where = f"{config.host}:{self._port}"
-        print(f"litevl: listening on {where}, loading {config.model}", file=sys.stderr)
-        progress.report("starting")  # importing torch takes seconds
         try:
-
-            def report(phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-                self._service.report(phase, done, total)
-                progress.report(phase, done, total, unit)
-
-            backend, summary = self._load(config, report)
-            gc.collect()
-            gc.freeze()  # it stays: a collection that walked it would stop everybody for 0.2 s
-            self._service.attach(backend)
-            progress.end()
-            tells_key = sys.stdout.isatty()
-            print(
-                banner(config, self._port, backend.card, summary, tells_key=tells_key), flush=True
-            )
+            card, summary = self._open_doors()
         except ConfigError as error:
-            progress.fail()
             self._fail(str(error))
         except Exception as error:
             # Our bug, or the machine's: the origin is worth more than one line.
-            progress.fail()
-            logging.getLogger("litevl").exception("loading failed")
+            self._progress.end()
+            logger.exception("loading failed")
             self._fail(f"loading failed: {type(error).__name__}: {error}")
+        else:
+            self._tell(card, summary)
+
+    def _open_doors(self) -> tuple[ModelCard, dict[str, str]]:
+        """Load the model and let requests in."""
+        config, progress = self._config, self._progress
+        progress.say(f"listening on {config.host}:{self._port}, loading {config.model}")
+        progress.report("starting")  # importing torch takes seconds
+        backend, summary = self._load(config, self._report)
+        gc.collect()
+        gc.freeze()  # it stays: a collection that walked it would stop everybody for 0.2 s
+        self._service.attach(backend)
+        progress.end()
+        return backend.card, summary
+
+    def _report(self, phase: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        self._service.report(phase, done, total)
+        self._progress.report(phase, done, total, unit)
 
     def _fail(self, reason: str) -> None:
-        self.failure = reason
-        print(f"litevl: {reason}", file=sys.stderr)
-        self._server.should_exit = True
+        self.has_failed = True
+        try:
+            self._progress.say(reason)  # before the end, which takes this thread with it
+        finally:
+            self._server.should_exit = True
+
+    def _tell(self, card: ModelCard, summary: dict[str, str]) -> None:
+        """The banner. A start is good without it too."""
+        tells_key = sys.stdout.isatty()
+        try:
+            print(banner(self._config, self._port, card, summary, tells_key=tells_key), flush=True)
+        except OSError as error:
+            # What could not be written is tried again when the process ends, which would fail it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            logger.warning("serving, but stdout takes no banner: %s", error.strerror)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from litevl.config import Config, flag, grouped
-from litevl.errors import ConfigError, UsageError
+from litevl.errors import UsageError
 
 # Variables of vLLM's that mean the same.
 BORROWED = {"VLLM_API_KEY": "api_key", "VLLM_USE_MODELSCOPE": "use_modelscope"}
@@ -124,12 +124,12 @@ def _from_file(name: str) -> dict[str, str]:
     try:
         table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {name}: {error}") from None
+        raise UsageError(f"--config {name}: {error}") from None
     known = {each.name for each in fields(Config)}
     texts = {key.replace("-", "_"): _as_text(value) for key, value in table.items()}
     if unknown := sorted(set(texts) - known):
         hint = nearest(unknown[0], known).replace("_", "-")
-        raise ConfigError(f"--config {name}: unknown setting {unknown[0]}{hint}")
+        raise UsageError(f"--config {name}: unknown setting {unknown[0]}{hint}")
     return texts
 
 
@@ -147,7 +147,7 @@ def _parse(name: str, hint: Any, text: str) -> Any:
         return _convert(hint, text)
     except (ValueError, KeyError):
         wanted = "|".join(get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
-        raise ConfigError(f"{flag(name)} takes {wanted}, got {text!r}") from None
+        raise UsageError(f"{flag(name)} takes {wanted}, got {text!r}") from None
 
 
 def _convert(hint: Any, text: str) -> Any:

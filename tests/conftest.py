@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ from live import KEY, OTHER_KEY, LiveServer, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client tells whom it asks
+
 settings.register_profile("litevl", deadline=None, print_blob=True)
 settings.register_profile("long", deadline=None, print_blob=True, max_examples=5000)
 settings.load_profile("litevl")
@@ -23,11 +26,14 @@ settings.load_profile("litevl")
 # What tests send, in keys and content: none of it may reach the log or an error.
 CANARIES = ("canary", KEY, OTHER_KEY, "sk-test-key", "sk-second-key", "iVBORw0KGgo", "/9j/4AAQ")
 
+PROUD = ("transformers",)  # these keep their records from the root's handlers
+QUIET = ("uvicorn", "qwen_vl_utils")  # so `litevl serve` has them, in this process too
+
 LEAK = "held while idle"  # an engine says so when nothing runs and not everything is free
 
 
-class _Watch(logging.Handler):
-    """Notes every line of litevl's log that holds something of a caller's, or tells of a leak."""
+class Watch(logging.Handler):
+    """Notes every line of any log that holds something of a caller's, or tells of a leak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,10 +46,27 @@ class _Watch(logging.Handler):
             self.found.append(line)
 
 
+@contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """All loggers, from INFO up as `litevl serve` has it for its own."""
+    roots = [logging.getLogger(), *map(logging.getLogger, PROUD)]
+    every = [*roots, *map(logging.getLogger, QUIET)]
+    levels = [logger.level for logger in every]
+    for logger in roots:
+        logger.addHandler(watch)
+    for logger in every:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(every, levels, strict=True):
+            logger.removeHandler(watch)
+            logger.setLevel(level)
+
+
 @pytest.fixture(autouse=True)
-def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
-    watch, logger = _Watch(), logging.getLogger("litevl")
-    logger.addHandler(watch)
+def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[Watch]:
+    watch = Watch()
     begin = LitevlError.__init__
 
     def noting_begin(self: LitevlError, message: str, **more: Any) -> None:
@@ -53,8 +76,8 @@ def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitevlError, "__init__", noting_begin)
-        yield
-    logger.removeHandler(watch)
+        with _watched(watch):
+            yield watch
     assert watch.found == []
 
 

@@ -52,7 +52,7 @@ TAIL = """
 | `MODELSCOPE_CACHE` | where downloads from ModelScope are kept |
 | `CUDA_VISIBLE_DEVICES` | the card that is used; litevl uses one |
 | `OMP_NUM_THREADS` | threads of the forward pass on the CPU |
-| `XDG_STATE_HOME` | where the made key and the sample request lie, in `litevl/` (default: `~/.local/state`) |
+| `XDG_STATE_HOME` | where the made key lies, in `litevl/` (default: `~/.local/state`) |
 | `LITEVL_URL` | which server `litevl ask` talks to |
 """
 

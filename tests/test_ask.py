@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -82,7 +84,12 @@ def test_an_answer_cut_by_its_limit_says_so_on_stderr(ask: Ask) -> None:
         ((), 2, "FILE... QUESTION"),
         ((PICTURE,), 2, "ask what about"),
         (("gone.jpg", "What?"), 2, "cannot read gone.jpg: No such file"),
+        (("~no-such-user/x.png", "What?"), 2, "cannot read ~no-such-user/x.png: No such file"),
         ((PICTURE, "How", "many"), 2, "the question is one argument, in quotes"),
+        (("--model", "none", "long " * 2000), 1, "litevl-demo"),
+        (("What \udcff?",), 2, "no text in UTF-8"),
+        (("http://a/\udcff.png", "What?"), 2, "no text in UTF-8"),
+        (("--model", "\udcff", "What?"), 2, "no text in UTF-8"),
         ((str(ROOT / "README.md"), "What?"), 1, "messages[0].content[0]"),
         (("http://[x/a.jpg", "What?"), 1, "messages[0].content[0]"),
         (("--model", "gpt-4o", "What?"), 1, "litevl-demo"),
@@ -136,6 +143,52 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize("name", ["LITEVL_API_KEY", "API_KEY"])
+def test_a_key_of_other_letters_is_told_as_that(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LITEVL_API_KEY", raising=False)
+    monkeypatch.setenv(name, "schlüssel")
+    assert main(["ask", "hi"]) == 1
+    assert "it holds more than ASCII" in capsys.readouterr().err
+
+
+def test_a_question_from_stdin_in_another_codec_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, "Wieviel für alle?".encode("latin-1"))
+    assert main(["ask", PICTURE, "-"]) == 2
+    assert "no text in the terminal's codec" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_may_ask(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("LITEVL_API_KEY", "API_KEY", "HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)  # whom no file knows
+    assert main(["ask", "--url", "http://127.0.0.1:9", "hi"]) == 1
+    assert "no server at" in capsys.readouterr().err
+
+
+def test_an_answer_that_the_terminals_codec_lacks_is_shown_in_escapes() -> None:
+    answer = {"choices": [{"delta": {"content": "三 sheep"}, "finish_reason": "stop"}]}
+    handler = type(
+        "Handler",
+        (Hostile,),
+        {"status": 200, "body": f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"},
+    )
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        words = [sys.executable, "-m", "litevl", "ask", "hi"]
+        words += ["--url", f"http://127.0.0.1:{server.server_port}"]
+        env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(words, capture_output=True, env=env, cwd=ROOT)
+        thread.join()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u4e09 sheep\n", b"")
+
+
 def chunks(*deltas: dict[str, str]) -> Iterator[dict[str, object]]:
     return iter([{"choices": [{"delta": delta}]} for delta in deltas])
 
@@ -153,9 +206,13 @@ def test_thoughts_are_dim_beside_the_answer_and_the_terminal_is_left_as_it_was()
 def test_an_answer_cannot_steer_the_terminal() -> None:
     out, pipe = Terminal(), io.StringIO()
     for stream in (out, pipe):
-        _print(chunks({"content": "\x1b[2J\x07三只羊\u202e\u2066\n"}), stream, pipe)
-    assert out.getvalue() == "\ufffd[2J\ufffd三只羊\ufffd\ufffd\n"
-    assert pipe.getvalue() == "\x1b[2J\x07三只羊\u202e\u2066\n"  # a pipe gets what was said
+        _print(
+            chunks({"content": "\x1b[2J\x07三只羊\u202e\u2066\u061c\u200e\u200f\n"}), stream, pipe
+        )
+    assert out.getvalue() == "\ufffd[2J\ufffd三只羊" + 5 * "\ufffd" + "\n"
+    assert (
+        pipe.getvalue() == "\x1b[2J\x07三只羊\u202e\u2066\u061c\u200e\u200f\n"
+    )  # a pipe gets what was said
 
 
 class Hostile(BaseHTTPRequestHandler):

@@ -11,8 +11,10 @@ import httpx
 import pytest
 import torch
 
-from litevl.banner import load_keys, mask
-from litevl.cli import main, read_config
+import litevl.serve
+from fakes import CARD
+from litevl.banner import banner, load_keys, mask
+from litevl.cli import _run, main
 from litevl.config import Config, flag, grouped
 from litevl.errors import ConfigError
 from litevl.models.qwen_vl import QwenVL
@@ -28,7 +30,17 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*arguments: str) -> Config:
-    return read_config(["serve", *arguments])
+    """The settings that `litevl serve ARGUMENTS` would serve with."""
+    seen: list[Config] = []
+
+    def note(config: Config, load: object) -> int:
+        seen.append(config)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(litevl.serve, "serve", note)
+        _run(["serve", *arguments])
+    return seen[0]
 
 
 def failure(*arguments: str) -> str:
@@ -97,6 +109,18 @@ def test_an_impossible_value_is_named(arguments: list[str], words: str) -> None:
     assert words in failure(*arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--port", "x"], ["--port", "70000"], ["--config", "/gone"], ["--public-url", "https://"]],
+)
+def test_a_setting_that_cannot_be_read_is_one_line_and_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"litevl: {arguments[0]} ") and said.count("\n") == 1
+
+
 def test_a_switch_in_the_environment_is_true_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITEVL_NO_API_KEY", "maybe")
     assert "--no-api-key takes true or false, got 'maybe'" in failure()
@@ -126,6 +150,20 @@ def test_a_made_key_is_not_written_through_a_link(tmp_path: Path) -> None:
     file.symlink_to(theirs)
     load_keys(Config(api_key_file=str(file)))
     assert not theirs.exists() and not file.is_symlink()
+
+
+@pytest.mark.parametrize("text", ["\nsk-one\nsk-two\n", " \r\n\t sk-one \r\nsk-two", "sk-one"])
+def test_the_line_to_paste_sends_the_first_key_of_any_file_that_is_read(
+    tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "the lab's key"
+    file.write_text(text)
+    config = load_keys(Config(api_key_file=str(file)))
+    assert config.api_key[0] == "sk-one"
+    line = next(each for each in banner(config, 80, CARD, {}).splitlines() if "-H" in each)
+    script = "printf %s " + line.strip(" \\")
+    printed = subprocess.check_output(["sh", "-c", script], text=True)
+    assert printed == "-HAuthorization: sk-one"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +258,7 @@ def test_a_certificate_makes_it_https_and_a_wrong_one_is_told_at_once(
         assert f"curl https://127.0.0.1:{server.port}" in server.banner
     assert main(["serve", "--port", "0", "--ssl-certfile", key, "--ssl-keyfile", key]) == 1
     assert "--ssl-certfile" in capsys.readouterr().err
-    assert main(["serve", "--port", "0", "--ssl-certfile", cert]) == 1
+    assert main(["serve", "--port", "0", "--ssl-certfile", cert]) == 2
     assert "go together" in capsys.readouterr().err
 
 

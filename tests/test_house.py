@@ -24,13 +24,15 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "addresses", "cache", "sequence", "health", "config", "errors", "logs", "progress"}
+NOUNS = {"", "addresses", "cache", "sequence", "health", "config", "errors", "logs", "machine"}
+NOUNS |= {"progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "cache": set(),
     "errors": set(),
     "health": set(),
     "logs": set(),
+    "machine": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
     "addresses": {"config"},
@@ -42,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "settings": NOUNS,
     "serve": NOUNS | {"api", "banner"},
-    "ask": NOUNS | {"banner"},
+    "ask": NOUNS,
     "info": NOUNS | {"engine", "models"},
     "check": NOUNS | {"engine", "media", "models"},
     "cli": NOUNS
@@ -144,8 +146,8 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "addresses", "cache", "errors", "health", "logs", "sequence", "config", "settings",
-        "progress", "media", "api", "ask", "banner", "serve", "cli",
+        "", "addresses", "cache", "errors", "health", "logs", "machine", "sequence", "config",
+        "settings", "progress", "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 
 

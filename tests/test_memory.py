@@ -1,6 +1,5 @@
 """The KV plan takes what the machine has, and says in numbers when that is too little."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 
 from litevl.config import Config
 from litevl.engine import memory
-from litevl.engine.memory import KVPlan, available_memory, plan_kv
+from litevl.engine.memory import KVPlan, plan_kv
 from litevl.errors import ConfigError
+from litevl.machine import Memory
 
 MIB = 2**20
 
@@ -71,15 +71,6 @@ def test_a_whole_context_always_fits_the_blocks(mib: int, length: int, seqs: int
 def test_on_the_cpu_kernels_that_are_still_to_come_are_counted_before_the_cache(
     free: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: free * MIB)
+    monkeypatch.setattr(memory, "memory", lambda: Memory(total=0, free=free * MIB))
     model: Any = SimpleNamespace(device=torch.device("cpu"))
     assert memory.kv_budget(model, Config(), 4096) == budget * MIB
-
-
-def test_a_containers_limit_counts_as_memory(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("2000\n")
-    assert available_memory(tmp_path) == 3000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory(tmp_path) > 10**6
-    assert available_memory(tmp_path / "none") > 10**6

@@ -105,8 +105,9 @@ def test_everywhere_means_this_machines_address_in_its_network() -> None:
 
 def test_the_public_address_is_told_without_what_clients_add() -> None:
     assert addresses(Config(public_url="https://a.b/llm/v1/"), 80).public == "https://a.b/llm"
-    with pytest.raises(ConfigError, match="--public-url"):
-        Config(public_url="a.b")
+    for url in ("a.b", "https://", "https:///v1", "http://?a", "ftp://a.b"):
+        with pytest.raises(ConfigError, match="--public-url"):
+            Config(public_url=url)
 
 
 def test_only_a_terminal_is_told_the_key_and_only_in_the_pages_link(

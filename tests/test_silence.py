@@ -9,9 +9,12 @@ from typing import Any
 import psutil
 import pytest
 
+from conftest import Watch
 from fakes import CARD, KEY, Rig, body, running
+from litevl.api import records
 from litevl.api.ports import Backend
 from litevl.config import Config
+from litevl.logs import FIELDS
 from litevl.media.loader import MediaLoader
 from live import LiveServer
 from media_samples import FakePlanner
@@ -101,9 +104,8 @@ def rig() -> Iterator[Rig]:
 
 
 def told(rig: Rig, caplog: pytest.LogCaptureFixture) -> str:
-    # The client of these tests logs what it asks.
-    lines = (caplog.handler.format(each) for each in caplog.records if each.name != "httpx")
-    return "\n".join(lines) + rig.client.get("/metrics").text + rig.client.get("/v1/status").text
+    lines = "\n".join(map(caplog.handler.format, caplog.records))
+    return lines + rig.client.get("/metrics").text + rig.client.get("/v1/status").text
 
 
 @pytest.mark.parametrize("asked", [*BODIES.values(), *RAW.values()], ids=[*BODIES, *RAW])
@@ -150,3 +152,28 @@ def test_no_process_of_the_server_shows_a_key(server: LiveServer) -> None:
     for each in (process, *process.children(recursive=True)):
         assert KEY not in " ".join(each.cmdline())
         assert "sk-" not in Path(f"/proc/{each.pid}/cmdline").read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "name", ["litevl.request", "uvicorn.error", "asyncio", "qwen_vl_utils.vision_process"]
+)
+def test_the_watch_over_every_test_sees_the_lines_of_all_loggers(
+    name: str, nothing_of_a_caller_is_told_and_nothing_leaks: Watch
+) -> None:
+    watch = nothing_of_a_caller_is_told_and_nothing_leaks
+    logging.getLogger(name).info("done", extra={FIELDS: {"path": CANARY}})
+    assert [CANARY in line for line in watch.found] == [True]
+    watch.found.clear()
+
+
+def test_the_watch_over_every_test_sees_the_line_of_a_request(
+    rig: Rig,
+    nothing_of_a_caller_is_told_and_nothing_leaks: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = nothing_of_a_caller_is_told_and_nothing_leaks
+    monkeypatch.setattr(records, "_told", lambda record: {"planted": CANARY})
+    assert rig.chat().status_code == 200
+    rig.client.get("/health")  # on the same connection, so that the line before it is written
+    assert len(watch.found) == 1 and f"planted={CANARY}" in watch.found[0]
+    watch.found.clear()

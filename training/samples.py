@@ -1,8 +1,11 @@
 """Draws the demo's sample picture and sample clip: ``python -m training.samples FOLDER``.
 
-Both are composed by hand, pleasant and inside what the model knows.
+Both are composed by hand, pleasant and inside what the model knows. Beside them lies a request
+about the picture, which the banner of a started server names.
 """
 
+import base64
+import json
 import sys
 from pathlib import Path
 
@@ -33,8 +36,20 @@ def sample_clip() -> Clip:
     return Clip(Scene(192, 144, MEADOW, things), (Move(0, "right", (0.92, 0.0)),), 12.0, 30)
 
 
+def sample_request(picture: bytes) -> str:
+    """The body that asks any model about the picture, a JPEG."""
+    url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "How many sheep are there in the picture?"},
+    ]
+    return json.dumps({"messages": [{"role": "user", "content": content}]}) + "\n"
+
+
 def main(folder: Path) -> None:
     draw_scene(sample_scene(), fine=4).save(folder / "sample.jpg", quality=90)
+    request = sample_request((folder / "sample.jpg").read_bytes())
+    (folder / "sample-request.json").write_text(request, encoding="utf-8")
     (folder / "sample.mp4").write_bytes(clip_file(sample_clip()))
 
 

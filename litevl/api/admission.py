@@ -12,23 +12,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import psutil
 from starlette.types import Scope
 
 from litevl.errors import QueueFullError, UnavailableError
+from litevl.machine import memory
 from litevl.media.loader import Fit
 from litevl.sequence import PlannedMedia
 
 WAIT_S = 60.0  # for room; as long as in the engine's queue
 PIXEL_BYTES = 9  # decoded, and twice as patches: until the answer is out, to be encoded again
-MEMORY_SHARE = 4  # this part of the machine's memory is for pixels
+MEMORY_SHARE = 4  # this part of the memory of machine or container is for pixels
 
 _CLAIM = "litevl.pixels"  # in the scope
 
 
 def pixels_that_fit() -> int:
-    """How many pixels this machine can hold at once."""
-    return int(psutil.virtual_memory().total) // (MEMORY_SHARE * PIXEL_BYTES)
+    """How many pixels this process can hold at once."""
+    return memory().total // (MEMORY_SHARE * PIXEL_BYTES)
 
 
 @dataclass(slots=True, eq=False)

@@ -4,15 +4,14 @@ Called by `cli.py` once the weights are loaded. The arithmetic (`plan_kv`) knows
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from litevl.config import Config
 from litevl.engine.batch import pack
 from litevl.errors import ConfigError
+from litevl.machine import memory
 from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
 from litevl.progress import amount
 from litevl.sequence import Chunk, MediaItem, Prompt, SamplingParams, Sequence, Step
@@ -94,7 +93,7 @@ def plan_kv(
 def check_weights(num_bytes: int, device: torch.device) -> None:
     """Raise ConfigError where the weights do not fit, before the first of them is read."""
     if device.type == "cpu":
-        free, where = available_memory(), "this machine"
+        free, where = memory().free, "this machine"
     else:
         free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
     if num_bytes > free:
@@ -108,7 +107,7 @@ def check_weights(num_bytes: int, device: torch.device) -> None:
 def kv_budget(model: QwenVL, config: Config, max_model_len: int) -> int:
     """Bytes that the KV cache may take. On CUDA a full step is run to see what else is needed."""
     if model.device.type == "cpu":
-        return max(0, available_memory() - KERNEL_BYTES) // CPU_SHARE
+        return max(0, memory().free - KERNEL_BYTES) // CPU_SHARE
     torch.cuda.reset_peak_memory_stats(model.device)
     run_largest_step(
         model,
@@ -167,14 +166,3 @@ def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
     sequence = Sequence(request_id="largest", prompt=prompt, params=SamplingParams(max_tokens=1))
     sequence.blocks = list(range(-(-num_tokens // block_size)))
     return Chunk(sequence=sequence, start=0, length=num_tokens)
-
-
-def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Free host memory in bytes, or what the container's limit leaves of it."""
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except OSError:
-        return available
-    return available if limit == "max" else max(0, min(available, int(limit) - used))

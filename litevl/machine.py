@@ -1,0 +1,59 @@
+"""The memory that this process may use: the machine's, or what control groups leave of it.
+
+Asked by `api/admission.py` for pixels and by `engine/memory.py` for weights and KV blocks. Knows
+nothing of what the memory is for.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """In bytes."""
+
+    total: int
+    free: int
+
+
+def memory() -> Memory:
+    """The least that the machine and each group around this process allow."""
+    host = psutil.virtual_memory()
+    every = [Memory(total=host.total, free=host.available), *_limits()]
+    return Memory(total=min(each.total for each in every), free=min(each.free for each in every))
+
+
+def _limits() -> Iterator[Memory]:
+    """Of the groups that limit memory: this process' own and those around it."""
+    group = GROUPS / _own_group()
+    for each in (group, *group.parents):
+        if each.is_relative_to(GROUPS):
+            yield from _limit(each)
+
+
+def _own_group() -> str:
+    """Its path below `GROUPS`; "" where a container shows its own as the root."""
+    try:
+        lines = OWN_GROUP.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+
+
+def _limit(group: Path) -> Iterator[Memory]:
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:  # the root of all has none
+        return
+    if limit != "max":
+        # Files that were read lie in memory as long as nobody needs it.
+        cached = dict(line.split() for line in lines).get("inactive_file", 0)
+        yield Memory(total=int(limit), free=max(0, int(limit) - used + int(cached)))
