@@ -1,7 +1,9 @@
 """What an answer can be told to be and to tell: n, logprobs, tools, thoughts, receipts, text."""
 
 import json
+import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from typing import Any
 
 import httpx
@@ -313,6 +315,22 @@ def test_several_prompts_and_answers_are_numbered_in_order(rig: Rig) -> None:
 
 def text_of(part: dict[str, Any], index: int) -> str:
     return "".join(each["text"] for each in part["choices"] if each["index"] == index)
+
+
+def test_ids_to_echo_become_text_in_a_worker_and_not_on_the_event_loop(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def decode(token_ids: Many[int]) -> str:
+        threads.append(threading.current_thread().name)
+        return bytes(token_ids).decode()
+
+    monkeypatch.setattr(rig.preprocessor, "decode", decode)
+    answer = complete(rig, prompt=list(b"once"), echo=True, max_tokens=3).json()
+    assert answer["choices"][0]["text"] == f"once{ANSWER[:3]}"
+    (thread,) = threads
+    assert thread.startswith("litevl-prepare")
 
 
 def test_a_completions_logprobs_are_lists_beside_each_other(rig: Rig) -> None:
