@@ -14,7 +14,6 @@ import json
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
 
 from litevl.api.tool_text import (
     END_FUNCTION,
@@ -146,7 +145,7 @@ class AnswerReader:
     def _advance(self) -> list[Piece]:
         next(self._reading, None)
         pieces, self._pieces = self._pieces, []
-        return list(_merged(pieces))
+        return pieces
 
     # Text ----------------------------------------------------------------------------------------
 
@@ -228,7 +227,19 @@ class AnswerReader:
 
     def _say(self, channel: type[Reasoning | Content], text: str) -> None:
         if text:
-            self._pieces.append(channel(text))
+            self._put(channel(text))
+
+    def _put(self, piece: Piece) -> None:
+        """One more piece to send, or more of the last where both are of one kind."""
+        match self._pieces[-1:], piece:
+            case [Content(before)], Content(text):
+                self._pieces[-1] = Content(before + text)
+            case [Reasoning(before)], Reasoning(text):
+                self._pieces[-1] = Reasoning(before + text)
+            case [CallArguments(index, before)], CallArguments(_, text):
+                self._pieces[-1] = CallArguments(index, before + text)
+            case _:
+                self._pieces.append(piece)
 
     # Calls ---------------------------------------------------------------------------------------
 
@@ -257,7 +268,7 @@ class AnswerReader:
         self._call.is_named = True
         self._call.is_kept = self._max_calls is None or self.num_calls < self._max_calls
         if self._call.is_kept:
-            self._pieces.append(CallStart(self.num_calls, self._new_id(), name))
+            self._put(CallStart(self.num_calls, self._new_id(), name))
             self.num_calls += 1
         self._argue(self._call.held)
 
@@ -266,7 +277,7 @@ class AnswerReader:
         if not self._call.is_named:
             self._call.held += text
         elif self._call.is_kept and text:
-            self._pieces.append(CallArguments(self.num_calls - 1, text))
+            self._put(CallArguments(self.num_calls - 1, text))
 
     def _read_json(self) -> Reads[None]:
         """`{"name": ..., "arguments": {...}}` in any order, as far as it is JSON."""
@@ -324,22 +335,3 @@ class _Call:
     is_named: bool = False
     is_kept: bool = False
     held: str = ""  # arguments that came before the name
-
-
-def _merged(pieces: list[Piece]) -> Iterable[Piece]:
-    """Neighbours of one kind as one piece."""
-
-    def kind(piece: Piece) -> object:
-        return piece if isinstance(piece, CallStart) else type(piece)
-
-    for _, group in groupby(pieces, kind):
-        same = list(group)
-        first = same[0]
-        if isinstance(first, CallStart):
-            yield first
-            continue
-        text = "".join(piece.text for piece in same if not isinstance(piece, CallStart))
-        if isinstance(first, CallArguments):
-            yield CallArguments(first.index, text)
-        else:
-            yield type(first)(text)
