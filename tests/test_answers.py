@@ -2,8 +2,10 @@
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from statistics import median
 from typing import Any
 
 import httpx
@@ -11,6 +13,10 @@ import openai
 import pytest
 
 from fakes import ANSWER, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
+from litevl.api import answering, responses
+from litevl.api.answer import Content
+from litevl.api.choices import Delta, ScoredToken
+from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
 from litevl.errors import InvalidValueError
 from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, ToolGrammar
 
@@ -125,6 +131,73 @@ def test_a_control_token_among_the_likeliest_has_a_name(rig: Rig) -> None:
     rig.engine.script = lambda sequence: [EOS - 1, EOS]
     (scored,) = rig.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert scored["top_logprobs"][1]["token"] == f"<{EOS}>"
+
+
+def test_log_probabilities_become_json_token_by_token_and_never_all_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = json.JSONEncoder.iterencode
+
+    def iterencode(self: json.JSONEncoder, value: object, _one_shot: bool = False) -> list[str]:
+        chunks = list(encode(self, value, _one_shot))
+        sizes.append(sum(map(len, chunks)))
+        return chunks
+
+    monkeypatch.setattr(json.JSONEncoder, "iterencode", iterencode)
+    rig.engine.script = lambda sequence: say("a" * 200)
+    answer = rig.chat(logprobs=True, top_logprobs=20, n=2)
+    assert len(answer.json()["choices"][1]["logprobs"]["content"]) == 200
+    assert len(answer.content) > 100 * max(sizes)
+
+
+def test_more_log_probabilities_than_can_be_kept_end_a_whole_answer_and_no_stream(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "MAX_SCORES", 1000)
+    fields = {"logprobs": True, "top_logprobs": 2, "n": 2}
+    assert_error(rig.chat(**fields), 400, "invalid_value", "logprobs")
+    assert rig.engine.num_running == rig.service.num_running == 0
+    assert joined(chunks(rig.chat(**fields, stream=True)), 1)["content"] == ANSWER
+
+
+def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> None:
+    head = AnswerHead(id="x", created=0, model="tiny")
+    writer = AnswerWriter(head, ChatForm(), {})
+    score = ScoredToken(b"a", -0.5, (ScoredToken(b"a", -0.5),))
+    allocated = []
+    tracemalloc.start()
+    try:
+        for count in range(1, 10_001):
+            delta = Delta(
+                index=0,
+                pieces=[Content("a")],
+                scores=(score,),
+                completion_tokens=count,
+                reasoning_tokens=0,
+                cached_tokens=0,
+            )
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            writer.add(delta)
+            allocated.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert median(allocated[-1000:]) <= 2 * median(allocated[:1000])
+    whole = json.loads(b"".join(writer.finish({})))["choices"][0]
+    assert whole["message"]["content"] == "a" * 10_000
+    assert len(whole["logprobs"]["content"]) == 10_000
+
+
+def test_a_large_answer_is_sent_in_pieces_and_says_its_size(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"logprobs": True, "top_logprobs": 2}
+    choices = rig.chat(**fields).json()["choices"]
+    monkeypatch.setattr(answering, "PIECE", 100)
+    answer = rig.chat(**fields)
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.json()["choices"] == choices
 
 
 # Stopping --------------------------------------------------------------------------------------
@@ -346,6 +419,18 @@ def test_a_completions_logprobs_are_lists_beside_each_other(rig: Rig) -> None:
         ],
         "text_offset": [0, 1, 2],
     }
+
+
+def test_a_completions_streamed_lists_joined_are_those_of_the_whole_answer(rig: Rig) -> None:
+    fields = {"logprobs": 2, "n": 2, "seed": 0}
+    rig.engine.script = lambda sequence: say("é🙂 ab"[sequence.params.seed :])
+    wholes = [each["logprobs"] for each in complete(rig, **fields).json()["choices"]]
+    streamed: list[dict[str, Any]] = [{name: [] for name in whole} for whole in wholes]
+    for part in chunks(complete(rig, **fields, stream=True)):
+        for choice in part["choices"]:
+            for name, told in (choice["logprobs"] or {}).items():
+                streamed[choice["index"]][name] += told
+    assert streamed == wholes
 
 
 def test_a_text_that_leaves_no_room_is_400(rig: Rig) -> None:

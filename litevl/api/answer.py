@@ -1,7 +1,7 @@
 """The model's text -> reasoning, content and tool calls, as it comes.
 
-`chat.py` pushes what the detokenizer releases into an `AnswerReader`, one per answer, and sends the
-pieces; `join` folds the same pieces into a whole answer, so whole and streamed cannot differ. The
+`choices.py` pushes what the detokenizer releases into an `AnswerReader`, one per answer; its pieces
+are sent, or gathered in `Pieces` for a whole answer, so whole and streamed cannot differ. The
 reader is a parser written as a coroutine that waits wherever the text is not yet long enough to
 decide: what it says depends on the text alone, never on how it was cut. Knows no tokens and no
 OpenAI JSON.
@@ -69,28 +69,42 @@ class Answer:
     calls: tuple[ToolCall, ...]
 
 
+class Pieces:
+    """The pieces of an answer as they come, and what they are together."""
+
+    def __init__(self) -> None:
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self._starts: list[CallStart] = []
+        self._arguments: dict[int, list[str]] = {}
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Reasoning(text):
+                    self._reasoning.append(text)
+                case Content(text):
+                    self._content.append(text)
+                case CallStart():
+                    self._starts.append(piece)
+                    self._arguments[piece.index] = []
+                case CallArguments(index, text):
+                    self._arguments[index].append(text)
+
+    def join(self) -> Answer:
+        calls = (
+            ToolCall(id=each.id, name=each.name, arguments="".join(self._arguments[each.index]))
+            for each in self._starts
+        )
+        reasoning = "".join(self._reasoning) if self._reasoning else None
+        return Answer(reasoning, "".join(self._content), tuple(calls))
+
+
 def join(pieces: Iterable[Piece]) -> Answer:
-    """What the pieces of an answer are together."""
-    reasoning: list[str] = []
-    content: list[str] = []
-    starts: list[CallStart] = []
-    arguments: dict[int, list[str]] = {}
-    for piece in pieces:
-        match piece:
-            case Reasoning(text):
-                reasoning.append(text)
-            case Content(text):
-                content.append(text)
-            case CallStart():
-                starts.append(piece)
-                arguments[piece.index] = []
-            case CallArguments(index, text):
-                arguments[index].append(text)
-    calls = (
-        ToolCall(id=start.id, name=start.name, arguments="".join(arguments[start.index]))
-        for start in starts
-    )
-    return Answer("".join(reasoning) if reasoning else None, "".join(content), tuple(calls))
+    """What pieces that have all come are together."""
+    joining = Pieces()
+    joining.add(pieces)
+    return joining.join()
 
 
 def new_call_id() -> str:

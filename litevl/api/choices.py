@@ -1,12 +1,12 @@
 """Tokens -> deltas: the answers to one request as they come, each with text, counts and an end.
 
-`chat.py` and `completions.py` make one `Choice` for every sequence and read `read_deltas`. Knows
-neither JSON nor how the engine works.
+`answering.py` makes one `Choice` for every sequence and reads `read_deltas`. Knows neither JSON nor
+how the engine works.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from litevl.api.answer import CallStart, Content, Piece
@@ -157,15 +157,3 @@ def _by_request(outputs: Iterable[StepOutput]) -> Mapping[str, list[StepOutput]]
     for output in outputs:
         grouped.setdefault(output.request_id, []).append(output)
     return grouped
-
-
-async def gather(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
-    """Each choice's whole answer as one delta, in order of their index."""
-    wholes: dict[int, Delta] = {}
-    async for delta in deltas:
-        before = wholes.get(delta.index)
-        if before:
-            pieces, scores = [*before.pieces, *delta.pieces], before.scores + delta.scores
-            delta = replace(delta, pieces=pieces, scores=scores)
-        wholes[delta.index] = delta
-    return [wholes[index] for index in sorted(wholes)]
