@@ -1,6 +1,7 @@
 """What an answer can be told to be and to tell: n, logprobs, tools, thoughts, receipts, text."""
 
 import json
+import math
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from litevl.api.answer import Content
 from litevl.api.choices import Delta, ScoredToken
 from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
 from litevl.errors import InvalidValueError
-from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, ToolGrammar
+from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, TokenLogprobs, ToolGrammar
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 TOOL = {
@@ -131,6 +132,21 @@ def test_a_control_token_among_the_likeliest_has_a_name(rig: Rig) -> None:
     rig.engine.script = lambda sequence: [EOS - 1, EOS]
     (scored,) = rig.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert scored["top_logprobs"][1]["token"] == f"<{EOS}>"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_token_that_cannot_come_is_told_by_a_number_that_json_has(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    never = TokenLogprobs(chosen=-math.inf, top=((97, -0.5), (98, -math.inf)))
+    monkeypatch.setattr(rig.engine, "_logprobs", lambda sequence, token: never)
+    fields: dict[str, Any] = {"logprobs": 2, "prompt": "hi"}
+    if "chat" in path:
+        fields = body(logprobs=True, top_logprobs=2)
+    for more in ({}, {"stream": True}):
+        answer = rig.client.post(path, json={**fields, **more})
+        assert answer.status_code == 200
+        assert "-9999.0" in answer.text and "Infinity" not in answer.text
 
 
 def test_log_probabilities_become_json_token_by_token_and_never_all_at_once(

@@ -206,7 +206,7 @@ class TextForm:
         start = self._lengths.get(delta.index, 0)
         *offsets, self._lengths[delta.index] = accumulate(map(len, names), initial=start)
         logprobs = [_logprob(each) for each in delta.scores]
-        tops = [{_name(other): other.logprob for other in each.top} for each in delta.scores]
+        tops = [{_name(other): _logprob(other) for other in each.top} for each in delta.scores]
         return tuple(_encode(each)[1:-1] for each in (names, logprobs, tops, offsets))
 
 
