@@ -3,10 +3,8 @@
 import json
 import math
 import threading
-import tracemalloc
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from statistics import median
 from typing import Any
 
 import httpx
@@ -14,10 +12,7 @@ import openai
 import pytest
 
 from fakes import ANSWER, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
-from litevl.api import answering, responses
-from litevl.api.answer import Content
-from litevl.api.choices import Delta, ScoredToken
-from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
+from litevl.api import responses
 from litevl.errors import InvalidValueError
 from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, TokenLogprobs, ToolGrammar
 
@@ -175,45 +170,6 @@ def test_more_log_probabilities_than_can_be_kept_end_a_whole_answer_and_no_strea
     assert_error(rig.chat(**fields), 400, "invalid_value", "logprobs")
     assert rig.engine.num_running == rig.service.num_running == 0
     assert joined(chunks(rig.chat(**fields, stream=True)), 1)["content"] == ANSWER
-
-
-def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> None:
-    head = AnswerHead(id="x", created=0, model="tiny")
-    writer = AnswerWriter(head, ChatForm(), {})
-    score = ScoredToken(b"a", -0.5, (ScoredToken(b"a", -0.5),))
-    allocated = []
-    tracemalloc.start()
-    try:
-        for count in range(1, 10_001):
-            delta = Delta(
-                index=0,
-                pieces=[Content("a")],
-                scores=(score,),
-                completion_tokens=count,
-                reasoning_tokens=0,
-                cached_tokens=0,
-            )
-            before, _ = tracemalloc.get_traced_memory()
-            tracemalloc.reset_peak()
-            writer.add(delta)
-            allocated.append(tracemalloc.get_traced_memory()[1] - before)
-    finally:
-        tracemalloc.stop()
-    assert median(allocated[-1000:]) <= 2 * median(allocated[:1000])
-    whole = json.loads(b"".join(writer.finish({})))["choices"][0]
-    assert whole["message"]["content"] == "a" * 10_000
-    assert len(whole["logprobs"]["content"]) == 10_000
-
-
-def test_a_large_answer_is_sent_in_pieces_and_says_its_size(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fields = {"logprobs": True, "top_logprobs": 2}
-    choices = rig.chat(**fields).json()["choices"]
-    monkeypatch.setattr(answering, "PIECE", 100)
-    answer = rig.chat(**fields)
-    assert int(answer.headers["content-length"]) == len(answer.content)
-    assert answer.json()["choices"] == choices
 
 
 # Stopping --------------------------------------------------------------------------------------
