@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from litevl.api import tool_text
 from litevl.api.answer import (
     Answer,
     AnswerReader,
@@ -388,6 +389,23 @@ def test_schemas_that_are_none_do_no_harm() -> None:
         text = "<function=f><parameter=text>x</parameter></function>"
         answer = read(text, tools=(tool,), tool_format="xml")
         assert calls(answer) == [("f", '{"text": "x"}')]
+
+
+def test_a_tools_schema_is_parsed_once_however_many_parameters_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[object] = []
+
+    def decode(text: str) -> object:
+        parsed.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr(tool_text, "decode", decode)
+    parameter = "<parameter=number>1</parameter>"
+    reading = reader(**XML)
+    for part in ("<function=f>", *[parameter] * 9, "</function>"):
+        reading.push(part)
+    assert parsed.count(TOOL.parameters) == 1
 
 
 def test_ids_are_openais() -> None:

@@ -1,7 +1,10 @@
 """What an answer can be told to be and to tell: n, logprobs, tools, thoughts, receipts, text."""
 
 import json
+import math
+import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from typing import Any
 
 import httpx
@@ -9,8 +12,9 @@ import openai
 import pytest
 
 from fakes import ANSWER, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
+from litevl.api import responses
 from litevl.errors import InvalidValueError
-from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, ToolGrammar
+from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, TokenLogprobs, ToolGrammar
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 TOOL = {
@@ -123,6 +127,49 @@ def test_a_control_token_among_the_likeliest_has_a_name(rig: Rig) -> None:
     rig.engine.script = lambda sequence: [EOS - 1, EOS]
     (scored,) = rig.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert scored["top_logprobs"][1]["token"] == f"<{EOS}>"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_token_that_cannot_come_is_told_by_a_number_that_json_has(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    never = TokenLogprobs(chosen=-math.inf, top=((97, -0.5), (98, -math.inf)))
+    monkeypatch.setattr(rig.engine, "_logprobs", lambda sequence, token: never)
+    fields: dict[str, Any] = {"logprobs": 2, "prompt": "hi"}
+    if "chat" in path:
+        fields = body(logprobs=True, top_logprobs=2)
+    for more in ({}, {"stream": True}):
+        answer = rig.client.post(path, json={**fields, **more})
+        assert answer.status_code == 200
+        assert "-9999.0" in answer.text and "Infinity" not in answer.text
+
+
+def test_log_probabilities_become_json_token_by_token_and_never_all_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = json.JSONEncoder.iterencode
+
+    def iterencode(self: json.JSONEncoder, value: object, _one_shot: bool = False) -> list[str]:
+        chunks = list(encode(self, value, _one_shot))
+        sizes.append(sum(map(len, chunks)))
+        return chunks
+
+    monkeypatch.setattr(json.JSONEncoder, "iterencode", iterencode)
+    rig.engine.script = lambda sequence: say("a" * 200)
+    answer = rig.chat(logprobs=True, top_logprobs=20, n=2)
+    assert len(answer.json()["choices"][1]["logprobs"]["content"]) == 200
+    assert len(answer.content) > 100 * max(sizes)
+
+
+def test_more_log_probabilities_than_can_be_kept_end_a_whole_answer_and_no_stream(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "MAX_SCORES", 1000)
+    fields = {"logprobs": True, "top_logprobs": 2, "n": 2}
+    assert_error(rig.chat(**fields), 400, "invalid_value", "logprobs")
+    assert rig.engine.num_running == rig.service.num_running == 0
+    assert joined(chunks(rig.chat(**fields, stream=True)), 1)["content"] == ANSWER
 
 
 # Stopping --------------------------------------------------------------------------------------
@@ -315,6 +362,22 @@ def text_of(part: dict[str, Any], index: int) -> str:
     return "".join(each["text"] for each in part["choices"] if each["index"] == index)
 
 
+def test_ids_to_echo_become_text_in_a_worker_and_not_on_the_event_loop(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def decode(token_ids: Many[int]) -> str:
+        threads.append(threading.current_thread().name)
+        return bytes(token_ids).decode()
+
+    monkeypatch.setattr(rig.preprocessor, "decode", decode)
+    answer = complete(rig, prompt=list(b"once"), echo=True, max_tokens=3).json()
+    assert answer["choices"][0]["text"] == f"once{ANSWER[:3]}"
+    (thread,) = threads
+    assert thread.startswith("litevl-prepare")
+
+
 def test_a_completions_logprobs_are_lists_beside_each_other(rig: Rig) -> None:
     rig.engine.script = lambda sequence: say("abc")
     told = complete(rig, logprobs=2).json()["choices"][0]["logprobs"]
@@ -328,6 +391,18 @@ def test_a_completions_logprobs_are_lists_beside_each_other(rig: Rig) -> None:
         ],
         "text_offset": [0, 1, 2],
     }
+
+
+def test_a_completions_streamed_lists_joined_are_those_of_the_whole_answer(rig: Rig) -> None:
+    fields = {"logprobs": 2, "n": 2, "seed": 0}
+    rig.engine.script = lambda sequence: say("é🙂 ab"[sequence.params.seed :])
+    wholes = [each["logprobs"] for each in complete(rig, **fields).json()["choices"]]
+    streamed: list[dict[str, Any]] = [{name: [] for name in whole} for whole in wholes]
+    for part in chunks(complete(rig, **fields, stream=True)):
+        for choice in part["choices"]:
+            for name, told in (choice["logprobs"] or {}).items():
+                streamed[choice["index"]][name] += told
+    assert streamed == wholes
 
 
 def test_a_text_that_leaves_no_room_is_400(rig: Rig) -> None:

@@ -165,6 +165,12 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(processor: Proce
         processor.measure(Conversation(messages=(message,)), [])
 
 
+def test_ids_that_cannot_fit_are_refused_before_they_are_looked_at(processor: Processor) -> None:
+    with pytest.raises(ContextLengthError) as caught:
+        processor.text_prompt([10**9] * 1000)  # nor are they any that the model has
+    assert caught.value.param == "prompt"
+
+
 def test_control_tokens_have_a_name_and_no_bytes(processor: Processor) -> None:
     (end,) = processor.text_prompt("<|im_end|>").token_ids.tolist()
     assert (processor.token_name(end), processor.token_bytes(end)) == (b"<|im_end|>", b"")

@@ -24,7 +24,7 @@ from fakes import (
     running,
     say,
 )
-from litevl.api.choices import Choice, PlainReader, read_deltas
+from litevl.api.choices import TURN, Choice, PlainReader, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
@@ -209,6 +209,43 @@ async def test_steps_that_a_slow_reader_missed_come_together_and_in_order() -> N
         assert (was_open, generation.is_open) == (True, False)
     assert engine.aborted == ["c"]
     assert service.num_running == 0
+    await service.stop()
+
+
+@pytest.mark.anyio
+async def test_what_a_slow_reader_missed_is_read_in_turns_with_others() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    service, backend = ready(engine)
+    choice = Choice(
+        0,
+        "a",
+        detokenizer=Detokenizer(lambda token_id: bytes([token_id]), stop=("b",)),
+        reader=PlainReader(),
+        token_name=lambda token_id: b"",
+    )
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with aclosing(
+        read_deltas(service.generation(backend, sequences("a")), [choice], lambda delta: None)
+    ) as deltas:
+        first = asyncio.ensure_future(anext(deltas))
+        await asyncio.sleep(0)
+        missed = b"a" * 10 * TURN + b"b" * TURN  # what follows the stop string is no news
+        engine.deliver([token("a", each) for each in missed])
+        read = [await first]
+        other = asyncio.ensure_future(others())
+        read += [delta async for delta in deltas]
+        other.cancel()
+    assert turns >= 10
+    assert [delta.completion_tokens for delta in read][-1] == 10 * TURN + 1
+    assert [delta.finish_reason for delta in read] == [None] * 10 + [FinishReason.STOP]
     await service.stop()
 
 

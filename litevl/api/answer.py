@@ -1,7 +1,7 @@
 """The model's text -> reasoning, content and tool calls, as it comes.
 
-`chat.py` pushes what the detokenizer releases into an `AnswerReader`, one per answer, and sends the
-pieces; `join` folds the same pieces into a whole answer, so whole and streamed cannot differ. The
+`choices.py` pushes what the detokenizer releases into an `AnswerReader`, one per answer; its pieces
+are sent, or gathered in `Pieces` for a whole answer, so whole and streamed cannot differ. The
 reader is a parser written as a coroutine that waits wherever the text is not yet long enough to
 decide: what it says depends on the text alone, never on how it was cut. Knows no tokens and no
 OpenAI JSON.
@@ -14,7 +14,6 @@ import json
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
 
 from litevl.api.tool_text import (
     END_FUNCTION,
@@ -70,28 +69,42 @@ class Answer:
     calls: tuple[ToolCall, ...]
 
 
+class Pieces:
+    """The pieces of an answer as they come, and what they are together."""
+
+    def __init__(self) -> None:
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self._starts: list[CallStart] = []
+        self._arguments: dict[int, list[str]] = {}
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Reasoning(text):
+                    self._reasoning.append(text)
+                case Content(text):
+                    self._content.append(text)
+                case CallStart():
+                    self._starts.append(piece)
+                    self._arguments[piece.index] = []
+                case CallArguments(index, text):
+                    self._arguments[index].append(text)
+
+    def join(self) -> Answer:
+        calls = (
+            ToolCall(id=each.id, name=each.name, arguments="".join(self._arguments[each.index]))
+            for each in self._starts
+        )
+        reasoning = "".join(self._reasoning) if self._reasoning else None
+        return Answer(reasoning, "".join(self._content), tuple(calls))
+
+
 def join(pieces: Iterable[Piece]) -> Answer:
-    """What the pieces of an answer are together."""
-    reasoning: list[str] = []
-    content: list[str] = []
-    starts: list[CallStart] = []
-    arguments: dict[int, list[str]] = {}
-    for piece in pieces:
-        match piece:
-            case Reasoning(text):
-                reasoning.append(text)
-            case Content(text):
-                content.append(text)
-            case CallStart():
-                starts.append(piece)
-                arguments[piece.index] = []
-            case CallArguments(index, text):
-                arguments[index].append(text)
-    calls = (
-        ToolCall(id=start.id, name=start.name, arguments="".join(arguments[start.index]))
-        for start in starts
-    )
-    return Answer("".join(reasoning) if reasoning else None, "".join(content), tuple(calls))
+    """What pieces that have all come are together."""
+    joining = Pieces()
+    joining.add(pieces)
+    return joining.join()
 
 
 def new_call_id() -> str:
@@ -146,7 +159,7 @@ class AnswerReader:
     def _advance(self) -> list[Piece]:
         next(self._reading, None)
         pieces, self._pieces = self._pieces, []
-        return list(_merged(pieces))
+        return pieces
 
     # Text ----------------------------------------------------------------------------------------
 
@@ -228,7 +241,19 @@ class AnswerReader:
 
     def _say(self, channel: type[Reasoning | Content], text: str) -> None:
         if text:
-            self._pieces.append(channel(text))
+            self._put(channel(text))
+
+    def _put(self, piece: Piece) -> None:
+        """One more piece to send, or more of the last where both are of one kind."""
+        match self._pieces[-1:], piece:
+            case [Content(before)], Content(text):
+                self._pieces[-1] = Content(before + text)
+            case [Reasoning(before)], Reasoning(text):
+                self._pieces[-1] = Reasoning(before + text)
+            case [CallArguments(index, before)], CallArguments(_, text):
+                self._pieces[-1] = CallArguments(index, before + text)
+            case _:
+                self._pieces.append(piece)
 
     # Calls ---------------------------------------------------------------------------------------
 
@@ -257,7 +282,7 @@ class AnswerReader:
         self._call.is_named = True
         self._call.is_kept = self._max_calls is None or self.num_calls < self._max_calls
         if self._call.is_kept:
-            self._pieces.append(CallStart(self.num_calls, self._new_id(), name))
+            self._put(CallStart(self.num_calls, self._new_id(), name))
             self.num_calls += 1
         self._argue(self._call.held)
 
@@ -266,7 +291,7 @@ class AnswerReader:
         if not self._call.is_named:
             self._call.held += text
         elif self._call.is_kept and text:
-            self._pieces.append(CallArguments(self.num_calls - 1, text))
+            self._put(CallArguments(self.num_calls - 1, text))
 
     def _read_json(self) -> Reads[None]:
         """`{"name": ..., "arguments": {...}}` in any order, as far as it is JSON."""
@@ -324,22 +349,3 @@ class _Call:
     is_named: bool = False
     is_kept: bool = False
     held: str = ""  # arguments that came before the name
-
-
-def _merged(pieces: list[Piece]) -> Iterable[Piece]:
-    """Neighbours of one kind as one piece."""
-
-    def kind(piece: Piece) -> object:
-        return piece if isinstance(piece, CallStart) else type(piece)
-
-    for _, group in groupby(pieces, kind):
-        same = list(group)
-        first = same[0]
-        if isinstance(first, CallStart):
-            yield first
-            continue
-        text = "".join(piece.text for piece in same if not isinstance(piece, CallStart))
-        if isinstance(first, CallArguments):
-            yield CallArguments(first.index, text)
-        else:
-            yield type(first)(text)

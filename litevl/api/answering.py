@@ -4,9 +4,10 @@ What `chat.py` and `completions.py` have in common after they have read their ow
 neither messages nor media.
 """
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from litevl.api.auth import caller_of
 from litevl.api.bodies import let_go_of_body
-from litevl.api.choices import Choice, Delta, Reader, gather, read_deltas
+from litevl.api.choices import Choice, Delta, Reader, read_deltas
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.exchange import read_body, send_events, until_disconnect
 from litevl.api.fields import JSONObject
@@ -27,15 +28,17 @@ from litevl.api.records import record_of
 from litevl.api.responses import (
     DONE,
     AnswerHead,
+    AnswerWriter,
     ChunkWriter,
     Form,
     usage_member,
     usage_object,
-    whole_answer,
 )
 from litevl.api.sampling import Sampling
 from litevl.api.service import Service
 from litevl.sequence import FinishReason, Grammar, Prompt, Sequence, TokenMask
+
+PIECE = 256 * 2**10  # bytes of a whole answer that are written at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Generating:
         # The body is handed on and not kept: the model may answer for minutes.
         accepting = self._accept(service, backend, await read_body(scope, receive), scope)
         with closing(accepting), service.admission.enter(scope):
-            answering = _answer(service, backend, accepting, scope, receive, send)
+            answering = _answer(service, backend, accepting, scope, send)
             await until_disconnect(receive, answering)
 
 
@@ -86,7 +89,6 @@ async def _answer(
     backend: Backend,
     accepting: Coroutine[Any, Any, Accepted],
     scope: Scope,
-    receive: Receive,
     send: Send,
 ) -> None:
     """Generate, and send what came in the way that the request asks for."""
@@ -100,11 +102,8 @@ async def _answer(
     async with aclosing(read_deltas(generation, choices, record.note)) as deltas:
         if accepted.streaming.stream:
             await send_events(_events(deltas, accepted), scope, send)
-            return
-        wholes = await gather(deltas)
-        usage = usage_object(accepted.prompts, wholes)
-        whole = whole_answer(accepted.head, accepted.form, wholes, usage, accepted.more)
-        await whole(scope, receive, send)
+        else:
+            await _send_whole(deltas, accepted, send)
 
 
 async def new_sequences(
@@ -154,6 +153,33 @@ def _choice(backend: Backend, accepted: Accepted, index: int, sequence: Sequence
         token_name=backend.preprocessor.token_name,
         calls_end_as=accepted.calls_end_as,
     )
+
+
+async def _send_whole(deltas: AsyncGenerator[Delta, None], accepted: Accepted, send: Send) -> None:
+    """One answer, of the size that it says; nothing is sent before it is whole."""
+    writer = AnswerWriter(accepted.head, accepted.form, accepted.more)
+    async for delta in deltas:
+        writer.add(delta)
+    parts = writer.finish(usage_object(accepted.prompts, writer.latest.values()))
+    size = str(sum(map(len, parts))).encode()
+    headers = [(b"content-length", size), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for body in _in_pieces(parts):
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await asyncio.sleep(0)  # the kernel may take all that there is, and others wait
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _in_pieces(parts: Iterable[bytes | bytearray]) -> Iterator[bytes]:
+    """What the parts are together, cut anew: no piece is much longer than `PIECE`."""
+    piece = b""
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            piece += part[start : start + PIECE]
+            if len(piece) >= PIECE:
+                yield piece
+                piece = b""
+    yield piece
 
 
 async def _events(

@@ -1,18 +1,21 @@
 """Tokens -> deltas: the answers to one request as they come, each with text, counts and an end.
 
-`chat.py` and `completions.py` make one `Choice` for every sequence and read `read_deltas`. Knows
-neither JSON nor how the engine works.
+`answering.py` makes one `Choice` for every sequence and reads `read_deltas`. Knows neither JSON nor
+how the engine works.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from litevl.api.answer import CallStart, Content, Piece
 from litevl.api.detokenizer import Detokenizer
 from litevl.api.service import Generation
 from litevl.sequence import FinishReason, StepOutput, TokenLogprobs
+
+TURN = 64  # outputs that are read before other clients have their turn
 
 TokenBytes = Callable[[int], bytes]
 
@@ -139,17 +142,30 @@ async def read_deltas(
     The engine has let go of a choice when its last delta is yielded, however slow the client is.
     `watch` sees each delta before that.
     """
-    by_name = {choice.request_id: choice for choice in choices}
+    running = {choice.request_id: choice for choice in choices}
     with generation:
         while generation.is_open:
-            deltas = []
-            for name, outputs in _by_request(await generation.take()).items():
-                deltas.append(by_name[name].read(outputs))
-                if deltas[-1].finish_reason:
-                    generation.end(name)
-            for delta in deltas:
-                watch(delta)
-                yield delta
+            outputs = await generation.take()
+            for start in range(0, len(outputs), TURN):
+                if start:
+                    await asyncio.sleep(0)
+                for delta in _read(generation, running, outputs[start : start + TURN]):
+                    watch(delta)
+                    yield delta
+
+
+def _read(
+    generation: Generation, running: dict[str, Choice], outputs: Iterable[StepOutput]
+) -> list[Delta]:
+    """What some outputs say of the choices that run; one that ends does so for all."""
+    deltas = []
+    for name, some in _by_request(outputs).items():
+        if choice := running.get(name):
+            deltas.append(choice.read(some))
+            if deltas[-1].finish_reason:
+                generation.end(name)
+                del running[name]
+    return deltas
 
 
 def _by_request(outputs: Iterable[StepOutput]) -> Mapping[str, list[StepOutput]]:
@@ -157,15 +173,3 @@ def _by_request(outputs: Iterable[StepOutput]) -> Mapping[str, list[StepOutput]]
     for output in outputs:
         grouped.setdefault(output.request_id, []).append(output)
     return grouped
-
-
-async def gather(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
-    """Each choice's whole answer as one delta, in order of their index."""
-    wholes: dict[int, Delta] = {}
-    async for delta in deltas:
-        before = wholes.get(delta.index)
-        if before:
-            pieces, scores = [*before.pieces, *delta.pieces], before.scores + delta.scores
-            delta = replace(delta, pieces=pieces, scores=scores)
-        wholes[delta.index] = delta
-    return [wholes[index] for index in sorted(wholes)]

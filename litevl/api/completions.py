@@ -20,10 +20,10 @@ async def accept_completion(
     """Check the request and build its prompts."""
     request = await parse_body(body, scope, CompletionRequest.parse)
     head = new_head("cmpl", find_model(backend.card, request.model))
-    prompts = await service.in_worker(partial(_prompts, backend, request))
+    prompts, echoes = await service.in_worker(partial(_prompts_and_echoes, backend, request))
     return Accepted(
         head=head,
-        form=TextForm(_echoes(backend, request)),
+        form=TextForm(echoes),
         prompts=prompts,
         sampling=request.sampling,
         streaming=request.streaming,
@@ -34,14 +34,16 @@ async def accept_completion(
     )
 
 
-def _prompts(backend: Backend, request: CompletionRequest) -> list[Prompt]:
-    return [backend.preprocessor.text_prompt(each) for each in request.prompts]
+def _prompts_and_echoes(
+    backend: Backend, request: CompletionRequest
+) -> tuple[list[Prompt], dict[int, str]]:
+    """The prompts, and once it is known that they fit what stands before each choice."""
+    prompts = [backend.preprocessor.text_prompt(each) for each in request.prompts]
+    return prompts, _echoes(backend, request) if request.echo else {}
 
 
 def _echoes(backend: Backend, request: CompletionRequest) -> dict[int, str]:
     """What stands before each choice."""
-    if not request.echo:
-        return {}
     texts = [
         each if isinstance(each, str) else backend.preprocessor.decode(each)
         for each in request.prompts

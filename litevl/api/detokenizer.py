@@ -1,6 +1,7 @@
 """Token ids -> text that is safe to send: whole characters, and nothing of a stop string.
 
-One per answer, used by `chat.py`. Knows no tokenizer, only the bytes that a token stands for.
+`answering.py` makes one for each answer, `choices.py` pushes into it. Knows no tokenizer, only the
+bytes that a token stands for.
 """
 
 import codecs

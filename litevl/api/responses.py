@@ -1,21 +1,33 @@
-"""Results -> OpenAI's JSON and server-sent events. Called by `app`, `chat`, `completions` and
-`middleware`.
+"""Results -> OpenAI's JSON and server-sent events. Called by `answering`, `app`, `exchange` and
+`middleware`; `chat` and `completions` name the form.
 
 The one place that knows what answers look like; knows nothing of how they came about.
 """
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 from starlette.responses import JSONResponse
 
-from litevl.api.answer import CallArguments, CallStart, Content, Piece, Reasoning, join
+from litevl.api.answer import (
+    Answer,
+    CallArguments,
+    CallStart,
+    Content,
+    Piece,
+    Pieces,
+    Reasoning,
+    join,
+)
 from litevl.api.choices import Delta, ScoredToken
 from litevl.api.fields import JSONObject
-from litevl.errors import LitevlError
-from litevl.sequence import ModelCard, Prompt
+from litevl.errors import InvalidValueError, LitevlError
+from litevl.sequence import FinishReason, ModelCard, Prompt
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM_HEADERS = (
@@ -23,11 +35,12 @@ EVENT_STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
 )
+MAX_SCORES = 256 * 2**20  # bytes: of one whole answer's log probabilities, as JSON
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 # JSON allows these inside strings, but many clients split a stream into lines by them.
-_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 # Usage and models ------------------------------------------------------------------------------
@@ -78,9 +91,10 @@ class ChatForm:
 
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
+    around_scores = ('{"content":[', '],"refusal":null}')
 
-    def choice(self, whole: Delta) -> JSONObject:
-        answer = join(whole.pieces)
+    def said(self, index: int, answer: Answer) -> str:
+        """The member of a whole choice that holds its text."""
         message: JSONObject = {"role": "assistant", "content": answer.content, "refusal": None}
         if answer.reasoning is not None:
             message |= {"reasoning_content": answer.reasoning, "reasoning": answer.reasoning}
@@ -94,21 +108,16 @@ class ChatForm:
                 }
                 for call in answer.calls
             ]
-        return {
-            "index": whole.index,
-            "message": message,
-            "logprobs": _chat_logprobs(whole.scores),
-            "finish_reason": whole.finish_reason,
-        }
+        return f'"message":{_encode(message)}'
 
-    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
+    def said_now(self, delta: Delta, *, is_first: bool) -> str:
+        """The same of a chunk's choice."""
         role = '"role":"assistant",' if is_first else ""
-        reason = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
-        scores = _one_line(_chat_logprobs(delta.scores)) if delta.scores else "null"
-        return (
-            f'{{"index":{delta.index},"delta":{{{role}{_delta_members(delta.pieces)}}},'
-            f'"logprobs":{scores},"finish_reason":{reason}}}'
-        )
+        return f'"delta":{{{role}{_delta_members(delta.pieces)}}}'
+
+    def scores(self, delta: Delta) -> tuple[str, ...]:
+        """What a delta's tokens add to each of the lists between `around_scores`."""
+        return (",".join(map(_chat_score, delta.scores)),)
 
 
 def _delta_members(pieces: Iterable[Piece]) -> str:
@@ -123,12 +132,12 @@ def _delta_members(pieces: Iterable[Piece]) -> str:
                 reasoning += text
             case _:
                 _add_call(calls, piece)
-    members = f'"content":{_one_line(content)}'
+    members = f'"content":{_encode(content)}'
     if reasoning:
-        text = _one_line(reasoning)
+        text = _encode(reasoning)
         members += f',"reasoning_content":{text},"reasoning":{text}'
     if calls:
-        members += f',"tool_calls":{_one_line(list(calls.values()))}'
+        members += f',"tool_calls":{_encode(list(calls.values()))}'
     return members
 
 
@@ -148,16 +157,21 @@ def _add_call(calls: dict[int, JSONObject], piece: CallStart | CallArguments) ->
     function["arguments"] = f"{function['arguments']}{piece.text}"
 
 
-def _chat_logprobs(scores: Iterable[ScoredToken]) -> JSONObject | None:
-    content = [
-        {**_scored(each), "top_logprobs": [_scored(other) for other in each.top]} for each in scores
-    ]
-    return {"content": content, "refusal": None} if content else None
+def _chat_score(token: ScoredToken) -> str:
+    return _encode({**_scored(token), "top_logprobs": [_scored(other) for other in token.top]})
 
 
 def _scored(token: ScoredToken) -> JSONObject:
-    text = token.text.decode(errors="replace")
-    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.text)}
+    return {"token": _name(token), "logprob": _logprob(token), "bytes": list(token.text)}
+
+
+def _name(token: ScoredToken) -> str:
+    return token.text.decode(errors="replace")
+
+
+def _logprob(token: ScoredToken) -> float:
+    """JSON knows no infinity."""
+    return max(-9999.0, token.logprob)
 
 
 class TextForm:
@@ -165,50 +179,48 @@ class TextForm:
 
     whole = "text_completion"
     chunk = "text_completion"
+    around_scores = (
+        '{"tokens":[',
+        '],"token_logprobs":[',
+        '],"top_logprobs":[',
+        '],"text_offset":[',
+        "]}",
+    )
 
     def __init__(self, echoes: Mapping[int, str]) -> None:
         self._echoes = echoes
         self._lengths: dict[int, int] = {}  # characters of each choice so far
 
-    def choice(self, whole: Delta) -> JSONObject:
-        return self._choice(whole, is_first=True)
+    def said(self, index: int, answer: Answer) -> str:
+        """The member of a whole choice that holds its text."""
+        return f'"text":{_encode(self._echoes.get(index, "") + answer.content)}'
 
-    def choice_chunk(self, delta: Delta, *, is_first: bool) -> str:
-        return _one_line(self._choice(delta, is_first=is_first))
+    def said_now(self, delta: Delta, *, is_first: bool) -> str:
+        """The same of a chunk's choice."""
+        echo = self._echoes.get(delta.index, "") if is_first else ""
+        return f'"text":{_encode(echo + join(delta.pieces).content)}'
 
-    def _choice(self, delta: Delta, *, is_first: bool) -> JSONObject:
-        text = join(delta.pieces).content
-        if is_first:
-            text = self._echoes.get(delta.index, "") + text
-        return {
-            "index": delta.index,
-            "text": text,
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-        }
-
-    def _logprobs(self, delta: Delta) -> JSONObject | None:
-        if not delta.scores:
-            return None
-        names = [each.text.decode(errors="replace") for each in delta.scores]
-        offset = self._lengths.get(delta.index, 0)
-        offsets = []
-        for name in names:
-            offsets.append(offset)
-            offset += len(name)
-        self._lengths[delta.index] = offset
-        return {
-            "tokens": names,
-            "token_logprobs": [max(each.logprob, -9999.0) for each in delta.scores],
-            "top_logprobs": [
-                {other.text.decode(errors="replace"): other.logprob for other in each.top}
-                for each in delta.scores
-            ],
-            "text_offset": offsets,
-        }
+    def scores(self, delta: Delta) -> tuple[str, ...]:
+        """What a delta's tokens add to each of the lists between `around_scores`."""
+        names = [_name(each) for each in delta.scores]
+        start = self._lengths.get(delta.index, 0)
+        *offsets, self._lengths[delta.index] = accumulate(map(len, names), initial=start)
+        logprobs = [_logprob(each) for each in delta.scores]
+        tops = [{_name(other): _logprob(other) for other in each.top} for each in delta.scores]
+        return tuple(_encode(each)[1:-1] for each in (names, logprobs, tops, offsets))
 
 
 Form = ChatForm | TextForm  # how one endpoint writes its answers
+
+
+def _choice(index: int, said: str) -> str:
+    """What stands before a choice's log probabilities."""
+    return f'{{"index":{index},{said},"logprobs":'
+
+
+def _choice_end(reason: FinishReason | None) -> str:
+    """What stands behind them."""
+    return f',"finish_reason":{_encode(reason)}}}'
 
 
 # Answers ---------------------------------------------------------------------------------------
@@ -226,13 +238,56 @@ class AnswerHead:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def whole_answer(
-    head: AnswerHead, form: Form, wholes: Iterable[Delta], usage: JSONObject, more: JSONObject
-) -> JSONResponse:
-    """A whole answer; `more` are members of litevl's own."""
-    choices = [form.choice(whole) for whole in wholes]
-    answer = head.as_json(form.whole) | {"choices": choices, "usage": usage}
-    return JSONResponse(answer | more)
+class AnswerWriter:
+    """One whole answer, of deltas as they come.
+
+    Log probabilities become JSON at once: they are most of an answer, and all of them together
+    would keep the loop from other clients.
+    """
+
+    def __init__(self, head: AnswerHead, form: Form, more: JSONObject) -> None:
+        """`more` are members of litevl's own."""
+        self.latest: dict[int, Delta] = {}
+        self._head = head
+        self._form = form
+        self._more = more
+        self._pieces: defaultdict[int, Pieces] = defaultdict(Pieces)
+        self._scores: dict[int, list[bytearray]] = {}
+        self._num_bytes = 0  # of log probabilities
+
+    def add(self, delta: Delta) -> None:
+        """What follows; `InvalidValueError` for more log probabilities than can be kept."""
+        self.latest[delta.index] = delta
+        self._pieces[delta.index].add(delta.pieces)
+        if delta.scores:
+            self._add_scores(delta)
+
+    def _add_scores(self, delta: Delta) -> None:
+        comma = "," if delta.index in self._scores else ""
+        frame = [bytearray(each, "ascii") for each in self._form.around_scores]
+        lists = self._scores.setdefault(delta.index, frame)
+        for written, text in zip(lists, self._form.scores(delta), strict=False):
+            new = f"{comma}{text}".encode()
+            written += new
+            self._num_bytes += len(new)
+        if self._num_bytes > MAX_SCORES:
+            message = (
+                f"The log probabilities are more than {MAX_SCORES >> 20} MiB: have the answer "
+                "streamed, or ask for fewer."
+            )
+            raise InvalidValueError(message, param="logprobs")
+
+    def finish(self, usage: JSONObject) -> list[bytes | bytearray]:
+        """The answer, in parts."""
+        opening = _encode(self._head.as_json(self._form.whole))[:-1]
+        parts: list[bytes | bytearray] = [f'{opening},"choices":['.encode()]
+        for index in sorted(self.latest):
+            said = self._form.said(index, self._pieces[index].join())
+            parts.append(f"{',' if len(parts) > 1 else ''}{_choice(index, said)}".encode())
+            parts += self._scores.get(index, [b"null"])
+            parts.append(_choice_end(self.latest[index].finish_reason).encode())
+        parts.append(f'],"usage":{_encode(usage)}{_more_members(self._more)}}}'.encode())
+        return parts
 
 
 class ChunkWriter:
@@ -241,7 +296,7 @@ class ChunkWriter:
     def __init__(self, head: AnswerHead, form: Form, more: JSONObject) -> None:
         """`more` are members of litevl's own for the first chunk."""
         self._head = head.as_json(form.chunk)
-        self._prefix = f'data: {_one_line(self._head)[:-1]},"choices":['
+        self._prefix = f'{_encode(self._head)[:-1]},"choices":['
         self._form = form
         self._more = more
         self._begun: set[int] = set()
@@ -252,19 +307,31 @@ class ChunkWriter:
 
     def delta(self, delta: Delta, usage: str) -> bytes:
         """A chunk of one choice. `usage` is "" or made by `usage_member`."""
-        choice = self._form.choice_chunk(delta, is_first=delta.index not in self._begun)
-        more = f",{_one_line(self._more)[1:-1]}" if self._more and not self._begun else ""
+        said = self._form.said_now(delta, is_first=delta.index not in self._begun)
+        scores = _framed(self._form, delta) if delta.scores else "null"
+        choice = f"{_choice(delta.index, said)}{scores}{_choice_end(delta.finish_reason)}"
+        more = "" if self._begun else _more_members(self._more)
         self._begun.add(delta.index)
-        return f"{self._prefix}{choice}]{usage}{more}}}\n\n".encode()
+        return _event(f"{self._prefix}{choice}]{usage}{more}}}")
 
     def usage(self, usage: JSONObject) -> bytes:
         """The chunk without choices that `include_usage` asks for."""
         return event({**self._head, "choices": [], "usage": usage})
 
 
+def _framed(form: Form, delta: Delta) -> str:
+    """The log probabilities of one delta, with what stands around them."""
+    *frame, end = form.around_scores
+    return "".join(chain(*zip(frame, form.scores(delta), strict=True), end))
+
+
+def _more_members(more: JSONObject) -> str:
+    return f",{_encode(more)[1:-1]}" if more else ""
+
+
 def usage_member(usage: JSONObject | None) -> str:
     """`usage` of a chunk that has a choice: a running count, or null."""
-    return f',"usage":{_one_line(usage)}'
+    return f',"usage":{_encode(usage)}'
 
 
 # Errors ----------------------------------------------------------------------------------------
@@ -288,9 +355,10 @@ def error_response(error: LitevlError) -> JSONResponse:
 
 def event(data: JSONObject) -> bytes:
     """One server-sent event."""
-    return f"data: {_one_line(data)}\n\n".encode()
+    return _event(_encode(data))
 
 
-def _one_line(value: object) -> str:
-    text = _encode(value)
-    return text if text.isascii() else text.translate(_LINE_BREAKS)
+def _event(text: str) -> bytes:
+    if not text.isascii():
+        text = _LINE_BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return f"data: {text}\n\n".encode()

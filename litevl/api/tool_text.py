@@ -190,7 +190,8 @@ class ParameterTypes:
     """What the tools' schemas say of each parameter's type: the XML form shows no quotes."""
 
     def __init__(self, tools: tuple[Tool, ...]) -> None:
-        self._tools = {tool.name: tool.parameters for tool in tools}
+        self._schemas = {tool.name: tool.parameters for tool in tools}
+        self._properties: dict[str, dict[str, Any]] = {}  # of the tools that were called
 
     def to_json(self, tool: str, key: str, value: str) -> str:
         """The value as JSON: a string where the schema allows one, or the value is no JSON.
@@ -207,9 +208,11 @@ class ParameterTypes:
         return text
 
     def _types(self, tool: str, key: str) -> set[str]:
-        schema = decode(self._tools.get(tool, "{}"))
-        properties = schema.get("properties") if isinstance(schema, dict) else None
-        known = properties.get(key) if isinstance(properties, dict) else None
+        if tool not in self._properties:  # read once: a schema may be large
+            schema = decode(self._schemas.get(tool, "{}"))
+            properties = schema.get("properties") if isinstance(schema, dict) else None
+            self._properties[tool] = properties if isinstance(properties, dict) else {}
+        known = self._properties[tool].get(key)
         return _types_of(known) if isinstance(known, dict) else {"string"}
 
 

@@ -199,10 +199,10 @@ class Processor:
     def text_prompt(self, text: str | Many[int]) -> Prompt:
         """Text, or token ids, as they are; `InvalidValueError` for ids that cannot be.
 
-        `ContextLengthError` for a text that cannot fit, before it is tokenised.
+        `ContextLengthError` for what cannot fit, before it is tokenised or looked at.
         """
-        if isinstance(text, str):
-            self._check_length(self._text.least_tokens_of(text), [], param="prompt")
+        least = self._text.least_tokens_of(text) if isinstance(text, str) else len(text)
+        self._check_length(least, [], param="prompt")
         ids = self._text.encode_text(text) if isinstance(text, str) else text
         token_ids = np.array(ids, dtype=np.int64)
         if not len(token_ids):
