@@ -60,7 +60,9 @@ class Config:
     )
     gpu_memory_utilization: float = option(0.9, "share of the card's memory that litevl may use")
     num_blocks: int | None = option(None, "KV blocks by hand (default: planned from memory)")
-    max_num_queued_reqs: int = option(128, "requests that may wait; more are answered 429")
+    max_num_queued_reqs: int = option(
+        128, "sequences that may wait, one an answer; beyond them requests are answered 429"
+    )
     seed: int = option(0, "base of the seeds of requests that give none")
     reasoning_in_content: bool = option(
         False, "thoughts are told as content, for clients that print nothing else"

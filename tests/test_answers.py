@@ -415,3 +415,19 @@ def test_the_openai_package_completes_text(client: openai.OpenAI) -> None:
     assert answer.choices[0].text == ANSWER
     stream = client.completions.create(model="tiny", prompt="once", max_tokens=50, stream=True)
     assert "".join(part.choices[0].text for part in stream) == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "n": 4}, "n"),
+        ("/v1/completions", {"prompt": ["a", "b", "c", "d"]}, "prompt"),
+    ],
+)
+def test_more_answers_than_can_ever_run_or_wait_are_a_400(
+    path: str, fields: dict[str, Any], param: str
+) -> None:
+    """It was 429, for ever: clients asked again and again."""
+    with running(max_num_seqs=2, max_num_queued_reqs=1) as rig:
+        told = assert_error(rig.client.post(path, json=fields), 400, "invalid_value", param)
+        assert "4 answers" in told and " 3 at once" in told

@@ -36,6 +36,7 @@ from litevl.api.responses import (
 )
 from litevl.api.sampling import Sampling
 from litevl.api.service import Service
+from litevl.errors import InvalidValueError
 from litevl.sequence import FinishReason, Grammar, Prompt, Sequence, TokenMask
 
 PIECE = 256 * 2**10  # bytes of a whole answer that are written at once
@@ -117,6 +118,12 @@ async def new_sequences(
             backend.card, len(prompt), service.draw_seed(), accepted.prompt_param
         )
     ]
+    if len(wanted) > service.max_sequences:  # to wait would be in vain
+        raise InvalidValueError(
+            f"The request asks for {len(wanted)} answers, and this server works on "
+            f"{service.max_sequences} at once, those that wait included: ask for fewer.",
+            param="n" if len(accepted.prompts) == 1 else accepted.prompt_param,
+        )
     return [
         Sequence(
             request_id=f"{accepted.head.id}-{index}",

@@ -100,9 +100,8 @@ class Service:
     """The model as the HTTP side sees it: perhaps still loading, perhaps on its way out."""
 
     def __init__(self, config: Config) -> None:
-        self.admission = Admission(
-            config.max_num_seqs + config.max_num_queued_reqs, pixels_that_fit()
-        )
+        self.max_sequences = config.max_num_seqs + config.max_num_queued_reqs  # run or wait
+        self.admission = Admission(self.max_sequences, pixels_that_fit())
         self.backend: Backend | None = None  # the loaded model, in whatever health
         self.loading: Loading | None = Loading("starting")  # None once it is over
         self._loop: asyncio.AbstractEventLoop | None = None
