@@ -31,8 +31,9 @@ from litevl.models.attention import (
     AttentionBackend,
     SdpaPaged,
     VarlenPaged,
+    stage,
 )
-from litevl.models.qwen_vl import QwenVL, stage
+from litevl.models.qwen_vl import QwenVL
 from rig import LoggedRunner, Rig, greedy
 from tiny_models import FAMILIES, Family, make_checkpoint
 

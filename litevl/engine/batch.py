@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache
-from litevl.models.qwen_vl import stage
+from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, stage
 from litevl.sequence import Chunk, MediaItem, MediaKey, Sequence, Step
 
 Ints = NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litevl.models.qwen_vl import stage
+from litevl.models.attention import stage
 from litevl.sequence import Sequence
 
 
