@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +86,24 @@ def test_what_there_is_never_memory_for_is_turned_away_alone(num_tokens: int) ->
 def test_steps_too_large_for_the_memory_are_made_in_parts_and_everybody_is_answered() -> None:
     def exhaust(step: Step) -> None:
         if len(step.chunks) > 2:
+            raise MemoryError
+
+    outputs = run_eight(ScriptedRunner(before=exhaust))
+    assert {tuple(tokens(each)) for each in outputs.values()} == {(0, 1, 2, 3, 4)}
+
+
+class Activations:
+    """What a step allocates."""
+
+
+def test_what_a_failed_step_had_allocated_is_free_before_its_halves_run() -> None:
+    made: list[weakref.ref[Activations]] = []
+
+    def exhaust(step: Step) -> None:
+        assert not any(each() for each in made)
+        own = Activations()
+        made.append(weakref.ref(own))
+        if len(step.chunks) > 1:
             raise MemoryError
 
     outputs = run_eight(ScriptedRunner(before=exhaust))

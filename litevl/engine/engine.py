@@ -235,11 +235,13 @@ class Engine:
             sampled = self._runner.launch(step).wait()
         except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
             self._runner.check_device()
-            if len(step.chunks) > 1:
-                self._num_divided += 1
-                return [output for half in self._halves(step) for output in self._compute(half)]
-            return [self._fail(step.chunks[0].sequence, error)]
-        return self.collect(step, sampled)
+            if len(step.chunks) == 1:
+                return [self._fail(step.chunks[0].sequence, error)]
+        else:
+            return self.collect(step, sampled)
+        # Only here is the error gone, whose frames held what the step had allocated.
+        self._num_divided += 1
+        return [output for half in self._halves(step) for output in self._compute(half)]
 
     def _halves(self, step: Step) -> Iterator[Step]:
         """Each encodes what its chunks need and nobody has encoded by then."""
