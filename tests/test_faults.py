@@ -253,6 +253,43 @@ def test_a_lost_device_or_a_killed_thread_fails_what_runs_and_sends_the_rest_els
     each.check_idle()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everybody_is_told_of_the_end_though_freeing_an_aborted_request_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def abort(step: Step) -> None:
+        each.abort("one")
+        raise RuntimeError("CUDA error")
+
+    def broken(*args: object, **options: object) -> None:
+        raise ValueError("broken state")
+
+    each, outbox = engine(LostDevice(before=abort)), Outbox()
+    monkeypatch.setattr(each.scheduler, "finish", broken)
+    for name in ("one", "two"):
+        each.add(request(name))
+    each.start(outbox.deliver)
+    outbox.wait_for_end("one", "two")
+
+
+def test_nobody_is_let_in_once_the_end_is_being_told() -> None:
+    refused: list[Exception] = []
+
+    def deliver(outputs: list[StepOutput]) -> None:
+        with pytest.raises(UnavailableError) as caught:
+            each.add(request("late"))
+        refused.append(caught.value)
+
+    def fail(step: Step) -> None:
+        raise RuntimeError("CUDA error")
+
+    each = engine(LostDevice(before=fail))
+    each.add(request("one"))
+    each.start(deliver)
+    each._thread.join(TIMEOUT_S)
+    assert refused and not each.num_unfinished
+
+
 # Health ----------------------------------------------------------------------------------------
 
 

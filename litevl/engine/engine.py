@@ -182,7 +182,6 @@ class Engine:
         except DeviceLostError as error:
             logger.critical("the engine stops: %s", error)
         finally:
-            self._is_dead = True
             self._fail_all()
 
     def _wait_for_work(self) -> bool:
@@ -319,8 +318,9 @@ class Engine:
 
     def _fail_all(self) -> None:
         """At the end: what has run failed with us, what has not can be sent elsewhere."""
-        self._take_inbox()
-        left = list(self._unfinished.values())
+        with self._wake:  # from now on `add` refuses
+            self._is_dead = True
+            left = list(self._unfinished.values())
         gone = UnavailableError("The engine has stopped.", code="server_error")
         failed = InternalError("The model failed while it answered this request.")
         has_failed = not self._is_stopping
@@ -331,6 +331,7 @@ class Engine:
                 for each in left
             ]
         )
+        self._take_inbox()
         for sequence in left:
             self._forget(sequence)
 
