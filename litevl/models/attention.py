@@ -232,7 +232,7 @@ class SdpaPaged:
             lying = batch.cache.read(call.layer, first, first + total)
             keys, values = (each.transpose(0, 1)[None] for each in lying)
         else:
-            table = batch.block_table[row : row + 1]
+            table = batch.block_table[row : row + 1, : -(-total // batch.cache.block_size)]
             keys = _gather(batch.cache.keys[call.layer], table, total)
             values = _gather(batch.cache.values[call.layer], table, total)
         if call.window:
