@@ -156,7 +156,7 @@ def _paged_batch(
         block_table=torch.from_numpy(blocks).to(device),
         query_lens=case.query_lens,
         context_lens=case.context_lens,
-        lying_lens=lying_lens(blocks, case.context_lens, backend),
+        lying_lens=lying_lens(blocks, case.context_lens, backend, keys.dtype),
         first_slots=tuple((blocks[:, 0] * size).tolist()),
     )
 
