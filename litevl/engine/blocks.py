@@ -36,10 +36,6 @@ class BlockPool:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def ref_count(self, block: int) -> int:
-        """How many sequences hold a block."""
-        return self._holders[block]
-
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has seen that so many are free."""
         if count > self.num_free:

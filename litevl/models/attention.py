@@ -73,7 +73,7 @@ class AttentionBatch:
     lying_lens: tuple[int, ...]  # how much of a context is read in place: what lies in a row, or 0
     first_slots: tuple[int, ...]  # where that begins
 
-    @property
+    @cached_property
     def num_decodes(self) -> int:
         """How many sequences at the front have one new token."""
         return next(
@@ -368,13 +368,10 @@ def register() -> None:
 
 
 def choose_backend(device: torch.device) -> AttentionBackend:
-    """The fastest backend for a device."""
-    return VarlenPaged() if has_flash_attention(device) else SdpaPaged()
-
-
-def has_flash_attention(device: torch.device) -> bool:
-    """Whether torch's varlen kernels run there: CUDA cards from Ampere on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    """The fastest backend for a device: torch's varlen kernels run on CUDA cards from Ampere on."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return VarlenPaged()
+    return SdpaPaged()
 
 
 def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
