@@ -304,3 +304,12 @@ def test_naming_blocks_looks_at_each_picture_once_however_many_blocks_there_are(
     chain = Chain(replace(one, prompt=replace(one.prompt, media=media)), BLOCK_SIZE)
     assert len(set(chain.names(250))) == 250
     assert {each.num_looks for each in media} == {1}
+
+
+def test_of_a_chain_that_is_given_up_the_end_is_reused_before_the_beginning() -> None:
+    pool = BlockPool(3, BLOCK_SIZE)
+    blocks = pool.allocate(3)
+    for block in blocks:
+        pool.register(block, bytes([block]))
+    pool.free(blocks)
+    assert [pool.allocate(1)[0] for _ in blocks] == blocks[::-1]
