@@ -86,7 +86,8 @@ def check_paged_attention(
     dtype: torch.dtype,
     seed: int = 0,
 ) -> None:
-    """A backend's attention over shuffled blocks is that of each sequence alone."""
+    """A backend's attention over shuffled blocks is that of each sequence alone, though all slots
+    that it may not see hold NaN."""
     torch.manual_seed(seed)
     queries = [torch.randn(n, case.heads, case.head_dim) for n in case.query_lens]
     pairs = [torch.randn(2, n, case.kv_heads, case.head_dim) for n in case.context_lens]
@@ -138,7 +139,7 @@ def _paged_batch(
         for width, in_row in zip(widths, rows, strict=True)
     ]
     shape = (sum(widths) + 2, size, case.kv_heads, case.head_dim)
-    keys, values = (torch.zeros(shape, dtype=pairs[0].dtype, device=device) for _ in range(2))
+    keys, values = (torch.full(shape, torch.nan).to(pairs[0]) for _ in range(2))
     cache = KVCache((keys,), (values,))
     for table, pair in zip(tables, pairs, strict=True):
         slots = torch.tensor([b * size + i for b in table for i in range(size)][: pair.shape[1]])
@@ -155,7 +156,7 @@ def _paged_batch(
         block_table=torch.from_numpy(blocks).to(device),
         query_lens=case.query_lens,
         context_lens=case.context_lens,
-        lying_lens=lying_lens(blocks, case.context_lens, backend),
+        lying_lens=lying_lens(blocks, case.context_lens, backend, keys.dtype),
         first_slots=tuple((blocks[:, 0] * size).tolist()),
     )
 

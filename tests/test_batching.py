@@ -3,6 +3,13 @@
 import threading
 from pathlib import Path
 
+import pytest
+import torch
+from torch import Tensor
+
+from litevl.engine.engine import Engine
+from litevl.errors import InternalError
+from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import StepOutput
 from rig import Rig, greedy
 from tiny_models import make_checkpoint
@@ -35,3 +42,43 @@ def test_a_later_requests_first_token_comes_before_a_long_answer_ends(tmp_path: 
     assert order.index("short") < LONG / 2, "the second request waited for the first"
     assert runner.mixed >= 3, "decodes of one and chunks of the other share a forward"
     engine.check_idle()
+
+
+SPOILT = 5  # a token whose embedding is NaN, as when float16 overflows
+
+
+@pytest.fixture
+def spoiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = QwenVL.embed
+
+    def embed(model: QwenVL, token_ids: Tensor) -> Tensor:
+        return plain(model, token_ids).masked_fill((token_ids == SPOILT)[:, None], torch.nan)
+
+    monkeypatch.setattr(QwenVL, "embed", embed)
+
+
+def run_beside_one_that_fails(engine: Engine) -> dict[str, list[int]]:
+    outputs: dict[str, list[int]] = {}
+    while engine.num_unfinished:
+        for output in engine.step():
+            assert isinstance(output.error, InternalError) == (output.request_id == "bad")
+            if output.token_id is not None:
+                outputs.setdefault(output.request_id, []).append(output.token_id)
+    engine.check_idle()
+    return outputs
+
+
+@pytest.mark.usefixtures("spoiling")
+def test_nan_in_a_request_reaches_neither_its_neighbours_nor_who_gets_its_blocks(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(make_checkpoint("qwen2_5_vl", tmp_path))
+    engine, _ = rig.engine(max_tokens=16)
+    bad, *good = (rig.image_prompt([length], seed=length) for length in (120, 5, 9, 13))
+    bad.token_ids[0] = SPOILT
+    engine.add(greedy(bad, "bad", 2))  # its prompt takes eight steps, beside the others' decodes
+    expected = {str(i): rig.generate(prompt, 12) for i, prompt in enumerate(good)}
+    for _ in range(2):  # the second time in the blocks that it has left
+        for i, prompt in enumerate(good):
+            engine.add(greedy(prompt, str(i), 12))
+        assert run_beside_one_that_fails(engine) == expected

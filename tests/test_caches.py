@@ -110,3 +110,12 @@ def test_answers_that_are_forked_preempted_and_evicted_equal_generate(
     assert engine.scheduler.num_preemptions > 0
     assert any(sequence.num_cached for sequence in sequences.values())
     assert runner.cut_media > 0
+
+
+def test_features_encoded_together_are_freed_one_by_one(rig: Rig) -> None:
+    engine, runner = rig.engine(max_tokens=64)
+    engine.add(greedy(rig.image_prompt([2, (1, 8, 8), 2, (1, 4, 4), 3], seed=5), "two", 1))
+    run_all(engine)
+    assert [count for _, count in runner.steps] == [2]
+    kept = [features for features, _ in engine.scheduler.encoder_cache._values.values()]
+    assert [each.untyped_storage().nbytes() for each in kept] == [each.nbytes for each in kept]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from device_checks import (
     run_every_kind_of_step,
 )
 from fake_cuda import CUDA, FakeCard, FakeRig, GuardedRunner, StepError, varlen_in_words
+from litevl.engine.batch import lying_lens
 from litevl.engine.memory import run_largest_step
 from litevl.models import attention, loader
 from litevl.models.attention import (
@@ -31,8 +33,9 @@ from litevl.models.attention import (
     AttentionBackend,
     SdpaPaged,
     VarlenPaged,
+    stage,
 )
-from litevl.models.qwen_vl import QwenVL, stage
+from litevl.models.qwen_vl import QwenVL
 from rig import LoggedRunner, Rig, greedy
 from tiny_models import FAMILIES, Family, make_checkpoint
 
@@ -216,6 +219,30 @@ def test_paged_attention_is_that_of_each_sequence(
     case: PagedCase, backend: AttentionBackend, dtype: torch.dtype
 ) -> None:
     check_paged_attention(case, backend, CPU, dtype)
+
+
+def test_a_chunk_gathers_its_own_blocks_alone_however_long_the_contexts_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, widths = attention._gather, []
+
+    def gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
+        widths.append(table.shape[1])
+        return plain(blocks, table, length)
+
+    monkeypatch.setattr(attention, "_gather", gather)
+    case = PagedCase(query_lens=(1, 16), context_lens=(1000, 80))
+    check_paged_attention(case, SdpaPaged(PAGE, view_from=10**6), CPU, torch.float32)
+    assert widths == [80 // PAGE] * 2  # keys and values
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_never_read_in_place_for_that_rounds_otherwise(
+    dtype: torch.dtype,
+) -> None:
+    in_a_row, backend = np.arange(20, dtype=np.int32)[None], SdpaPaged(PAGE, view_from=1)
+    assert lying_lens(in_a_row, (300,), backend, torch.float32) == (300,)
+    assert lying_lens(in_a_row, (300,), backend, dtype) == (0,)
 
 
 @pytest.mark.usefixtures("kernel")

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +86,24 @@ def test_what_there_is_never_memory_for_is_turned_away_alone(num_tokens: int) ->
 def test_steps_too_large_for_the_memory_are_made_in_parts_and_everybody_is_answered() -> None:
     def exhaust(step: Step) -> None:
         if len(step.chunks) > 2:
+            raise MemoryError
+
+    outputs = run_eight(ScriptedRunner(before=exhaust))
+    assert {tuple(tokens(each)) for each in outputs.values()} == {(0, 1, 2, 3, 4)}
+
+
+class Activations:
+    """What a step allocates."""
+
+
+def test_what_a_failed_step_had_allocated_is_free_before_its_halves_run() -> None:
+    made: list[weakref.ref[Activations]] = []
+
+    def exhaust(step: Step) -> None:
+        assert not any(each() for each in made)
+        own = Activations()
+        made.append(weakref.ref(own))
+        if len(step.chunks) > 1:
             raise MemoryError
 
     outputs = run_eight(ScriptedRunner(before=exhaust))
@@ -232,6 +251,43 @@ def test_a_lost_device_or_a_killed_thread_fails_what_runs_and_sends_the_rest_els
     each._thread.join(TIMEOUT_S)
     assert not each._thread.is_alive()
     each.check_idle()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everybody_is_told_of_the_end_though_freeing_an_aborted_request_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def abort(step: Step) -> None:
+        each.abort("one")
+        raise RuntimeError("CUDA error")
+
+    def broken(*args: object, **options: object) -> None:
+        raise ValueError("broken state")
+
+    each, outbox = engine(LostDevice(before=abort)), Outbox()
+    monkeypatch.setattr(each.scheduler, "finish", broken)
+    for name in ("one", "two"):
+        each.add(request(name))
+    each.start(outbox.deliver)
+    outbox.wait_for_end("one", "two")
+
+
+def test_nobody_is_let_in_once_the_end_is_being_told() -> None:
+    refused: list[Exception] = []
+
+    def deliver(outputs: list[StepOutput]) -> None:
+        with pytest.raises(UnavailableError) as caught:
+            each.add(request("late"))
+        refused.append(caught.value)
+
+    def fail(step: Step) -> None:
+        raise RuntimeError("CUDA error")
+
+    each = engine(LostDevice(before=fail))
+    each.add(request("one"))
+    each.start(deliver)
+    each._thread.join(TIMEOUT_S)
+    assert refused and not each.num_unfinished
 
 
 # Health ----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The KV plan takes what the machine has, and says in numbers when that is too little."""
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from litevl.cache import Cache
 from litevl.config import Config
 from litevl.engine import memory
 from litevl.engine.memory import KVPlan, plan_kv
+from litevl.engine.runner import Launched, Runner
 from litevl.errors import ConfigError
 from litevl.machine import Memory
+from litevl.sequence import MediaKey, Step
 
 MIB = 2**20
 
@@ -74,3 +78,23 @@ def test_on_the_cpu_kernels_that_are_still_to_come_are_counted_before_the_cache(
     monkeypatch.setattr(memory, "memory", lambda: Memory(total=0, free=free * MIB))
     model: Any = SimpleNamespace(device=torch.device("cpu"))
     assert memory.kv_budget(model, Config(), 4096) == budget * MIB
+
+
+def test_a_step_without_memory_is_tried_again_without_what_is_only_kept() -> None:
+    features: Cache[MediaKey, torch.Tensor] = Cache(10**6)
+    features.put((b"", b"picture"), torch.zeros(10), 40)
+    model: Any = SimpleNamespace(device=torch.device("cpu"))
+    none: Any = None
+    tried: list[weakref.ref[torch.Tensor]] = []
+
+    class Short(Runner):
+        def _launch(self, step: Step) -> Launched:
+            kept = len(features) + sum(each() is not None for each in tried)
+            activations = torch.zeros(10)
+            tried.append(weakref.ref(activations))
+            if kept:
+                raise torch.OutOfMemoryError
+            return Launched(None)
+
+    assert Short(model, none, none, features).launch(Step(chunks=())).wait() == []
+    assert len(tried) == 2

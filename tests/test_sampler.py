@@ -282,3 +282,21 @@ def test_penalties_count_right_in_a_row_that_is_left_and_come_back_to() -> None:
         assert changed[0, 7].item() == -len(one.output_token_ids)
         each.count(torch.tensor([7]), [one])
         one.output_token_ids.append(7)
+
+
+def test_a_row_that_could_not_be_filled_is_filled_when_the_step_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    each, fill = LogitsProcessor(VOCABULARY, 1, CPU), LogitsProcessor._fill_row
+    each.process(torch.zeros(1, VOCABULARY), [sequence("a", outputs=(8,), presence_penalty=1.0)])
+
+    def fail(*args: object) -> None:
+        monkeypatch.setattr(LogitsProcessor, "_fill_row", fill)
+        raise MemoryError
+
+    monkeypatch.setattr(LogitsProcessor, "_fill_row", fail)
+    row, one = torch.zeros(1, VOCABULARY), sequence("b", outputs=(7,), presence_penalty=1.0)
+    with pytest.raises(MemoryError):
+        each.process(row, [one])
+    each.process(row, [one])
+    assert row.nonzero().tolist() == [[0, 7]]

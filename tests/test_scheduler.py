@@ -2,14 +2,16 @@
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from litevl.cache import Cache
-from litevl.engine.blocks import BlockPool
+from litevl.engine.blocks import BlockPool, Chain
 from litevl.engine.scheduler import Scheduler
 from litevl.sequence import (
     MediaItem,
@@ -279,3 +281,35 @@ def test_features_that_nobody_holds_make_room_the_longest_unused_first() -> None
     assert (a in cache, b in cache, d in cache, cache.num_held) == (True, False, True, 0)
     cache.clear()
     assert (len(cache), cache.used) == (0, 0)
+
+
+class Watched:
+    """A picture that counts how often its placeholders are looked at."""
+
+    digest = b"picture"
+
+    def __init__(self, start: int, length: int) -> None:
+        self.num_looks = 0
+        self._indices = np.arange(start, start + length)
+
+    @property
+    def token_indices(self) -> NDArray[np.int64]:
+        self.num_looks += 1
+        return self._indices
+
+
+def test_naming_blocks_looks_at_each_picture_once_however_many_blocks_there_are() -> None:
+    one = sequence("a", 1000)
+    media: Any = tuple(Watched(start, 15) for start in range(0, 1000, 20))
+    chain = Chain(replace(one, prompt=replace(one.prompt, media=media)), BLOCK_SIZE)
+    assert len(set(chain.names(250))) == 250
+    assert {each.num_looks for each in media} == {1}
+
+
+def test_of_a_chain_that_is_given_up_the_end_is_reused_before_the_beginning() -> None:
+    pool = BlockPool(3, BLOCK_SIZE)
+    blocks = pool.allocate(3)
+    for block in blocks:
+        pool.register(block, bytes([block]))
+    pool.free(blocks)
+    assert [pool.allocate(1)[0] for _ in blocks] == blocks[::-1]

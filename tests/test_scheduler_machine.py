@@ -323,7 +323,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.reached["prefix found that ends inside a picture"] += inside
         self.reached["prefix of generated tokens found"] += start > len(sequence.prompt)
         self.reached["taken again after preemption"] += client.was_preempted and bool(found)
-        shared = any(self.pool.ref_count(block) > 1 for block in found)
+        shared = any(self.pool._holders[block] > 1 for block in found)
         self.reached["shared by running sequences"] += shared
 
     def _check_plan(self, step: Step, decoding: list[Sequence]) -> None:
@@ -389,9 +389,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             held.update(each.blocks)
             room = len(each.blocks) * self.limits.block_size
             assert each.num_computed <= room < len(each) + self.limits.block_size
-        assert [self.pool.ref_count(b) for b in range(self.pool.num_blocks)] == [
-            held[b] for b in range(self.pool.num_blocks)
-        ]
+        assert self.pool._holders == [held[b] for b in range(self.pool.num_blocks)]
         assert self.pool.num_free + len(held) == self.pool.num_blocks
         for each in self.scheduler.running:
             full = each.num_computed // self.limits.block_size

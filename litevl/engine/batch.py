@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache
-from litevl.models.qwen_vl import stage
+from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, stage
 from litevl.sequence import Chunk, MediaItem, MediaKey, Sequence, Step
 
 Ints = NDArray[np.int64]
@@ -108,7 +107,7 @@ def _attention(
         block_table=stage(table, device),
         query_lens=tuple(chunk.length for chunk in chunks),
         context_lens=context_lens,
-        lying_lens=lying_lens(table, context_lens, backend),
+        lying_lens=lying_lens(table, context_lens, backend, cache.keys[0].dtype),
         first_slots=tuple((table[:, 0] * block_size).tolist()),
     )
 
@@ -122,11 +121,15 @@ def _block_table(chunks: tuple[Chunk, ...], block_size: int) -> NDArray[np.int32
 
 
 def lying_lens(
-    table: NDArray[np.int32], context_lens: tuple[int, ...], backend: AttentionBackend
+    table: NDArray[np.int32],
+    context_lens: tuple[int, ...],
+    backend: AttentionBackend,
+    dtype: torch.dtype,
 ) -> tuple[int, ...]:
     """How many tokens lie in a row where a context begins, for those long enough that reading them
-    in place is faster; 0 for the others."""
-    if backend.view_from is None or max(context_lens) < backend.view_from:
+    in place is faster; 0 for the others. In half precision that would round more often than SDPA
+    does, and an answer would depend on where its blocks lie."""
+    if backend.view_from is None or dtype != torch.float32 or max(context_lens) < backend.view_from:
         return (0,) * len(context_lens)
     lens = np.asarray(context_lens)
     breaks = np.ones(table.shape, dtype=np.bool_)

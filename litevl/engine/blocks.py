@@ -36,10 +36,6 @@ class BlockPool:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def ref_count(self, block: int) -> int:
-        """How many sequences hold a block."""
-        return self._holders[block]
-
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has seen that so many are free."""
         if count > self.num_free:
@@ -111,25 +107,24 @@ class Chain:
         self._block_size = block_size
         self._root = blake2b(sequence.scope, digest_size=16).digest()
         self._names: list[bytes] = []
+        self._digests: dict[int, bytes] = {}  # of the pictures that a block has placeholders of
+        for item in sequence.prompt.media:
+            for place in np.unique(item.token_indices // block_size).tolist():
+                self._digests[place] = self._digests.get(place, b"") + item.digest
 
     def names(self, count: int) -> list[bytes]:
         """The names of the first `count` blocks, all of whose tokens must be known."""
         while len(self._names) < count:
             before = self._names[-1] if self._names else self._root
             name = blake2b(before, digest_size=16)
-            name.update(self._contents(len(self._names) * self._block_size))
+            name.update(self._contents(len(self._names)))
             self._names.append(name.digest())
         return self._names[:count]
 
-    def _contents(self, start: int) -> bytes:
-        sequence, end = self._sequence, start + self._block_size
-        prompt = sequence.prompt
+    def _contents(self, place: int) -> bytes:
+        prompt, start = self._sequence.prompt, place * self._block_size
+        end = start + self._block_size
         first = max(start - len(prompt), 0)
-        tail = sequence.output_token_ids[first : max(end - len(prompt), 0)]
-        contents = prompt.token_ids[start:end].tobytes() + np.asarray(tail, np.int64).tobytes()
-        if start < len(prompt):
-            for item in prompt.media:
-                low, high = np.searchsorted(item.token_indices, (start, end))
-                if low < high:
-                    contents += item.digest
-        return contents
+        tail = self._sequence.output_token_ids[first : max(end - len(prompt), 0)]
+        ids = prompt.token_ids[start:end].tobytes() + np.asarray(tail, np.int64).tobytes()
+        return ids + self._digests.get(place, b"")

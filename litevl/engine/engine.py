@@ -182,7 +182,6 @@ class Engine:
         except DeviceLostError as error:
             logger.critical("the engine stops: %s", error)
         finally:
-            self._is_dead = True
             self._fail_all()
 
     def _wait_for_work(self) -> bool:
@@ -235,11 +234,13 @@ class Engine:
             sampled = self._runner.launch(step).wait()
         except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
             self._runner.check_device()
-            if len(step.chunks) > 1:
-                self._num_divided += 1
-                return [output for half in self._halves(step) for output in self._compute(half)]
-            return [self._fail(step.chunks[0].sequence, error)]
-        return self.collect(step, sampled)
+            if len(step.chunks) == 1:
+                return [self._fail(step.chunks[0].sequence, error)]
+        else:
+            return self.collect(step, sampled)
+        # Only here is the error gone, whose frames held what the step had allocated.
+        self._num_divided += 1
+        return [output for half in self._halves(step) for output in self._compute(half)]
 
     def _halves(self, step: Step) -> Iterator[Step]:
         """Each encodes what its chunks need and nobody has encoded by then."""
@@ -317,8 +318,9 @@ class Engine:
 
     def _fail_all(self) -> None:
         """At the end: what has run failed with us, what has not can be sent elsewhere."""
-        self._take_inbox()
-        left = list(self._unfinished.values())
+        with self._wake:  # from now on `add` refuses
+            self._is_dead = True
+            left = list(self._unfinished.values())
         gone = UnavailableError("The engine has stopped.", code="server_error")
         failed = InternalError("The model failed while it answered this request.")
         has_failed = not self._is_stopping
@@ -329,6 +331,7 @@ class Engine:
                 for each in left
             ]
         )
+        self._take_inbox()
         for sequence in left:
             self._forget(sequence)
 

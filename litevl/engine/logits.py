@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litevl.models.qwen_vl import stage
+from litevl.models.attention import stage
 from litevl.sequence import Sequence
 
 
@@ -96,8 +96,9 @@ class LogitsProcessor:
                 # One that was preempted may have left a row behind, and may come back to it.
                 owners = self._row_owner.items()
                 self._row_owner = {row: who for row, who in owners if who != sequence.request_id}
-                self._row_owner[sequence.row] = sequence.request_id
+                self._row_owner.pop(sequence.row, None)
                 self._fill_row(sequence, self._in_prompt, self._counts)
+                self._row_owner[sequence.row] = sequence.request_id  # not before: it may fail
         return self._in_prompt, self._counts
 
     def _fill_row(self, sequence: Sequence, in_prompt: Tensor, counts: Tensor) -> None:

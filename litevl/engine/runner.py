@@ -58,9 +58,10 @@ class Runner:
             with _memory_told():
                 return self._launch(step)
         except MemoryError:
-            self._encoder_cache.clear()
-            if self._model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            pass  # its frames hold what the attempt had allocated until this block is left
+        self._encoder_cache.clear()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
         with _memory_told():
             return self._launch(step)
 

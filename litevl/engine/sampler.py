@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from litevl.engine.logits import LogitsProcessor
-from litevl.models.qwen_vl import stage
+from litevl.models.attention import stage
 from litevl.sequence import SampledToken, SamplingParams, Sequence, TokenLogprobs
 
 LARGEST = 1e30  # stands for infinity, since infinities have no difference

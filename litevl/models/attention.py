@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ class DecodeGroup:
     table: Tensor  # (G, blocks) int32
     lens: Tensor  # (G, 1) int32: their contexts
     mask: Tensor  # (G, S) bool: what each may see
+    behind: Tensor  # (N,) int64: what the table holds between a context and S, of all its slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class AttentionBatch:
     lying_lens: tuple[int, ...]  # how much of a context is read in place: what lies in a row, or 0
     first_slots: tuple[int, ...]  # where that begins
 
-    @property
+    @cached_property
     def num_decodes(self) -> int:
         """How many sequences at the front have one new token."""
         return next(
@@ -95,13 +97,19 @@ class AttentionBatch:
         return tuple(self._decode_group(rows) for rows in rows_by_size.values())
 
     def _decode_group(self, rows: list[int]) -> DecodeGroup:
-        index = torch.tensor(rows).to(self.slots.device, non_blocking=True)
+        device = self.slots.device
+        index = stage(np.asarray(rows), device)
         lens = self.context_lens_on_device[index][:, None]
-        longest = max(self.context_lens[row] for row in rows)
-        place = torch.arange(longest, device=lens.device)
-        width = -(-longest // self.cache.block_size)
+        own = [self.context_lens[row] for row in rows]
+        longest, width = max(own), -(-max(own) // self.cache.block_size)
+        slots = width * self.cache.block_size
+        behind = [np.arange(i * slots + n, i * slots + longest) for i, n in enumerate(own)]
         return DecodeGroup(
-            rows=index, table=self.block_table[index, :width], lens=lens, mask=place < lens
+            rows=index,
+            table=self.block_table[index, :width],
+            lens=lens,
+            mask=torch.arange(longest, device=device) < lens,
+            behind=stage(np.concatenate(behind), device),
         )
 
     @cached_property
@@ -200,14 +208,13 @@ class SdpaPaged:
     def _decode(self, call: LayerCall, group: DecodeGroup, cache: KVCache) -> Tensor:
         """The rows of a group in one call: (G, heads, head_dim)."""
         mask = group.mask
-        longest = mask.shape[1]
         if call.window:
-            place = torch.arange(longest, device=mask.device)
+            place = torch.arange(mask.shape[1], device=mask.device)
             mask = mask & (place >= group.lens - call.window)
         out = F.scaled_dot_product_attention(
             call.q[group.rows][:, :, None],
-            _gather(cache.keys[call.layer], group.table, longest),
-            _gather(cache.values[call.layer], group.table, longest),
+            _gather_group(cache.keys[call.layer], group),
+            _gather_group(cache.values[call.layer], group),
             attn_mask=mask[:, None, None],
             scale=call.scale,
             enable_gqa=True,
@@ -225,7 +232,7 @@ class SdpaPaged:
             lying = batch.cache.read(call.layer, first, first + total)
             keys, values = (each.transpose(0, 1)[None] for each in lying)
         else:
-            table = batch.block_table[row : row + 1]
+            table = batch.block_table[row : row + 1, : -(-total // batch.cache.block_size)]
             keys = _gather(batch.cache.keys[call.layer], table, total)
             values = _gather(batch.cache.values[call.layer], table, total)
         if call.window:
@@ -245,6 +252,14 @@ class SdpaPaged:
 def _gather(blocks: Tensor, table: Tensor, length: int) -> Tensor:
     """The first `length` tokens of each row of a block table: (B, kv_heads, length, head_dim)."""
     return blocks[table].flatten(1, 2)[:, :length].transpose(1, 2)
+
+
+def _gather_group(blocks: Tensor, group: DecodeGroup) -> Tensor:
+    """The contexts of a group, padded with zeros: (G, kv_heads, S, head_dim). Behind a context lie
+    what others left and hold, and a mask hides no NaN: zero times NaN is NaN."""
+    own = blocks[group.table]
+    own.flatten(0, 2).index_fill_(0, group.behind, 0)
+    return own.flatten(1, 2)[:, : group.mask.shape[1]].transpose(1, 2)
 
 
 def _windowed(mask: Tensor | None, n: int, total: int, window: int, device: torch.device) -> Tensor:
@@ -353,10 +368,15 @@ def register() -> None:
 
 
 def choose_backend(device: torch.device) -> AttentionBackend:
-    """The fastest backend for a device."""
-    return VarlenPaged() if has_flash_attention(device) else SdpaPaged()
+    """The fastest backend for a device: torch's varlen kernels run on CUDA cards from Ampere on."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return VarlenPaged()
+    return SdpaPaged()
 
 
-def has_flash_attention(device: torch.device) -> bool:
-    """Whether torch's varlen kernels run there: CUDA cards from Ampere on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A host array on the device, without waiting for the copy."""
+    tensor = data if isinstance(data, Tensor) else torch.from_numpy(data)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-SCRATCH = 3 * 2**29  # bytes of one step beside weights and cache: an allowance, measured on a card
+SCRATCH = (
+    3 * 2**29
+)  # bytes of one step beside weights and cache: an allowance, measured nowhere yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
-from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, use_batch
+from litevl.models.attention import AttentionBackend, AttentionBatch, KVCache, stage, use_batch
 from litevl.models.needs import head_dim
 from litevl.sequence import MediaItem
 
@@ -204,11 +204,3 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.zeros(shape, dtype=dtype, device=device)
     empty = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(empty).view(dtype).view(shape)
-
-
-def stage(data: Tensor | np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """A host array on the device, without waiting for the copy."""
-    tensor = data if isinstance(data, Tensor) else torch.from_numpy(data)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
