@@ -55,6 +55,24 @@ FITTING_ROUNDS = 8
 _AS_BYTES = {"do_resize": False, "do_rescale": False, "do_normalize": False}
 
 
+def read_processor(path: str) -> Any:
+    """A checkpoint's processor as transformers has it; `ConfigError` if its files are no good.
+
+    No code of the checkpoint's runs: left unset, transformers would ask on the terminal.
+    """
+    factory: Any = AutoProcessor
+    try:
+        processor = factory.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own (auto_map), and litevl runs no checkpoint's code"
+        raise ConfigError(f"{path} has no usable tokenizer or processor: {reason}") from error
+    if not hasattr(processor, "video_processor"):  # transformers takes what it knows of the rest
+        raise ConfigError(f"{path} has no processor of a kind that transformers knows")
+    return processor
+
+
 class Processor:
     """One checkpoint's way to read messages, pictures and clips."""
 
@@ -81,13 +99,8 @@ class Processor:
 
         The context limit is the model's own until `with_max_model_len` says otherwise.
         """
-        factory: Any = AutoProcessor
-        try:
-            processor = factory.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} has no usable tokenizer or processor: {error}") from error
         limit = model_config.get_text_config().max_position_embeddings
-        return cls(processor, model_config, config, max_model_len=limit)
+        return cls(read_processor(path), model_config, config, max_model_len=limit)
 
     def with_max_model_len(self, max_model_len: int) -> "Processor":
         """The same processor under another context limit.
