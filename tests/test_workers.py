@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,47 @@ async def test_a_child_that_dies_fails_its_job_and_is_replaced(pool: Workers, wh
     await opened(pool, item(png()))
     assert pool.pids and pid not in pool.pids
     assert not os.path.exists(f"/proc/{pid}")  # not even as a zombie
+
+
+FORKING = """
+import os, signal
+if os.fork() == 0:
+    if {flees}:
+        os.setsid()
+    open({path!r}, "w").write(str(os.getpid()))
+    os.write(1, bytes([255] * 4))  # an endless header: the child is not believed, and killed
+signal.pause()
+"""
+
+
+async def has_ended(pid: int) -> bool:
+    """Waits for it; whoever adopts an orphan may be slow to reap it."""
+    while is_running(pid):
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().split()[2] == "Z":
+                break
+        await asyncio.sleep(0)
+    return True
+
+
+@pytest.mark.parametrize("flees", [False, True])
+async def test_a_child_that_has_forked_ends_and_leaves_its_place(
+    flees: bool, pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it forked holds its pipe. It ends with it, unless it flees from the session."""
+    path, program = tmp_path / "pid", tmp_path / "forking.py"
+    program.write_text(FORKING.format(path=str(path), flees=flees))
+    monkeypatch.setattr(workers, "DRAIN_SECONDS", 0.0 if flees else 60.0)
+    try:
+        async with asyncio.timeout(20):
+            with monkeypatch.context() as patched:
+                patched.setattr(decode, "__file__", str(program))
+                assert await code_of(pool, item(png())) == "image_parse_error"
+            await opened(pool, item(png()))
+            assert flees or await has_ended(int(path.read_text()))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 NARROW = """
@@ -396,9 +438,4 @@ asyncio.run(main())
 
 async def test_a_child_dies_with_its_parent() -> None:
     parent = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True)
-    pid = int(parent.stdout)
-    while is_running(pid):  # an orphan is reaped by init; a hang here fails the suite's time limit
-        with open(f"/proc/{pid}/stat") as file:
-            if file.read().split()[2] == "Z":
-                break
-        await asyncio.sleep(0)
+    assert await has_ended(int(parent.stdout))  # a hang here fails the suite's time limit

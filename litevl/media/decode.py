@@ -369,9 +369,6 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what a library prints must not end up between the messages
         os.dup2(null, stream)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which then closes the pipe
     load_readers()
     confine()
     Image.MAX_IMAGE_PIXELS = None  # `check_shape` is stricter and has an answer of its own
