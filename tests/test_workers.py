@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ LIES = {
     "no length": b"\0\0",
     "endless header": b"\xff\xff\xff\xff",
     "not JSON": struct.pack(">I", 4) + b"oops",
+    "deep JSON": struct.pack(">I", 60000) + b"[" * 60000,
     "a list": struct.pack(">I", 2) + b"[]",
     "no facts": decode.pack({}),
     "size of text": decode.pack({"width": "9", "height": 9, "num_frames": 1, "fps": 0.0}),
@@ -87,6 +89,26 @@ async def test_a_child_may_not_send_more_frames_than_asked(
     liar.write_text(f"import os\nos.write(1, {probe + frames!r})\nwhile os.read(0, 4096): pass\n")
     monkeypatch.setattr(decode, "__file__", str(liar))
     assert await code_of(pool, item(png())) == "image_parse_error"
+
+
+async def test_nothing_is_set_aside_for_more_frames_than_a_batch_may_hold(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = decode.pack({"frames": 768, "height": 6000, "width": 6000})
+    liar = tmp_path / "liar.py"
+    liar.write_text(f"import os\nos.write(1, {frames!r})\nwhile os.read(0, 4096): pass\n")
+    monkeypatch.setattr(decode, "__file__", str(liar))
+
+    async def keep(batch: Pixels) -> None:
+        raise AssertionError
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(MediaError):
+            await pool.decode(item(clip(), "pyav"), range(768), keep)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 # Children --------------------------------------------------------------------------------------

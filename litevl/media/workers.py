@@ -93,7 +93,7 @@ def _distrust() -> Iterator[None]:
     """Whatever goes wrong while a child is talked to, the child is broken."""
     try:
         yield
-    except (EOFError, ConnectionError, ValueError, struct.error):
+    except (EOFError, ConnectionError, ValueError, RecursionError, struct.error):
         raise _BrokenError from None
 
 
@@ -179,9 +179,9 @@ class Child:
         number = _number(header, "frames", 1, most)
         height = _number(header, "height", 1, decode.MAX_PIXELS)
         width = _number(header, "width", 1, decode.MAX_PIXELS // height)
-        frames = np.empty((number, height, width, 3), np.uint8)
-        if number > 1 and frames.nbytes > decode.BATCH_BYTES:
+        if number > 1 and number * height * width * 3 > decode.BATCH_BYTES:
             raise _BrokenError
+        frames = np.empty((number, height, width, 3), np.uint8)
         rest = frames.data.cast("B")
         while rest:
             async with self._reading:
