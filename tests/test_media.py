@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from litevl.cache import Cache
+from litevl.api.parts import parse_part
 from litevl.config import Config
 from litevl.errors import (
     ContextLengthError,
@@ -187,6 +188,29 @@ async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -
     bad = replace(ref, frames=(frames[0], reference(clip(), param="v[1]")))
     error = await error_of(loader, bad)
     assert (error.param, error.code) == ("v[1]", "video_parse_error")
+
+
+async def test_the_last_of_an_odd_list_of_frames_is_fetched_and_counted_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + png())
+        writer.close()
+
+    monkeypatch.setattr(loader, "MAX_REQUEST_PIXELS", 3 * 40 * 24)
+    monkeypatch.setattr(budgets, "MAX_REQUEST_BYTES", 3 * len(png()) + 2)
+    planner = FakePlanner(lambda probe: tuple(range(probe.num_frames)))
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        part = {"type": "video", "video": [f"{url}/{name}" for name in "abc"]}
+        ref = parse_part(part, "v")
+        assert ref
+        (loaded,) = await make(planner, media_networks=("127.0.0.0/8",)).load([ref])
+    assert len(asked) == 3
+    assert loaded.frames.shape == (4, 24, 40, 3) and loaded.options.nframes == 4
 
 
 def test_the_cache_keeps_within_its_bytes_what_was_used_last() -> None:
