@@ -32,7 +32,6 @@ from transformers.video_utils import VideoMetadata
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
 from litevl.models.media_limits import media_policy_of
-from litevl.models.media_policy import UNKNOWN_FPS
 from litevl.models.prompt_text import PromptText, Rendered
 from litevl.sequence import (
     Conversation,
@@ -411,7 +410,7 @@ def _metadata(media: PlannedMedia) -> VideoMetadata:
     indices = media.plan.frame_indices
     return VideoMetadata(
         total_num_frames=indices[-1] - indices[0] + 1,
-        fps=media.probe.fps or UNKNOWN_FPS,
+        fps=media.probe.fps,
         frames_indices=list(indices),
     )
 
