@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hostile_clips import muxed
 from litevl.errors import MediaError
 from litevl.media import decode
 from litevl.media.workers import Workers
@@ -446,6 +447,19 @@ async def test_a_clip_recorded_in_a_browser_is_read(pool: Workers, duration: boo
     probe, frames = await opened(pool, item(recorded(duration)), (0, 3, 7))
     assert probe.num_frames == 8 and 10 < probe.fps < 31
     assert indices_shown(frames) == [0, 3, 7]
+
+
+def test_a_frame_that_grows_on_the_way_beyond_the_limit_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures = [
+        Image.new("RGB", size, level)
+        for size, level in (((64, 48), (50, 50, 50)), ((128, 96), (200, 200, 200)))
+    ]
+    data = muxed("matroska", "mjpeg", [encode(each, "JPEG") for each in pictures])
+    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48)
+    with pytest.raises(av.error.ArgumentError):
+        list(decode.AvClip(data, "webm").frames((0, 1)))
 
 
 async def test_a_clip_cut_short_shows_what_is_there(pool: Workers) -> None:

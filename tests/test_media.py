@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from litevl.cache import Cache
 from litevl.api.parts import parse_part
+from litevl.cache import Cache
 from litevl.config import Config
 from litevl.errors import (
     ContextLengthError,
@@ -170,6 +170,17 @@ async def test_what_was_decoded_before_is_not_decoded_again_in_the_same_scope(ma
         await loader.load([reference(clip(), options=options)], b"one"),
     ):
         assert other[0].frames is not first.frames and other[0].digest != first.digest
+
+
+async def test_what_was_decoded_before_is_decoded_anew_in_another_size(make: Make) -> None:
+    async def shrink(planned: list[PlannedMedia]) -> list[PlannedMedia]:
+        return [replace(each, plan=replace(each.plan, width=20, height=12)) for each in planned]
+
+    loader = make()
+    (whole,) = await loader.load([reference(png())])
+    (small,) = await loader.load([reference(png())], fit=shrink)
+    assert (whole.frames.shape, small.frames.shape) == ((1, 24, 40, 3), (1, 12, 20, 3))
+    assert small.digest != whole.digest
 
 
 async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -> None:

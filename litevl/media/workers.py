@@ -150,7 +150,7 @@ class Child:
                 while await self._stdout.read(_CHUNK):
                     pass
         except TimeoutError:
-            self.process._transport.close()
+            self.process._transport.close()  # type: ignore[attr-defined]  # nothing public does
         await self.process.wait()
 
     async def send(self, header: Mapping[str, object], data: bytes) -> None:
