@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hostile_clips import muxed
 from litevl.errors import MediaError
 from litevl.media import decode
 from litevl.media.workers import Workers
@@ -255,34 +254,6 @@ async def test_decord_and_pyav_show_the_same_frames(pool: Workers, data: bytes) 
     assert indices_shown(seen[0][1]) == list(indices)
 
 
-OPEN = {
-    "x264": clip(frames=32, **{"x264-params": "open-gop=1:keyint=8:bframes=3"}),
-    "x265": clip("libx265", frames=32, **{"x265-params": "keyint=8:bframes=3:log-level=none"}),
-    "mpeg4": clip("mpeg4", frames=32, bf="2", g="6"),
-    "x264 in mkv": clip(
-        "libx264", "matroska", frames=32, **{"x264-params": "open-gop=1:keyint=8:bframes=3"}
-    ),
-}
-
-
-@pytest.mark.parametrize("data", OPEN.values(), ids=OPEN)
-async def test_a_clip_whose_gops_are_open_shows_the_frames_that_were_asked_for(
-    pool: Workers, data: bytes
-) -> None:
-    """Behind a key frame come pictures shown before it, and decord would seek to wrong frames."""
-    indices = (0, 1, 5, 7, 8, 9, 13, 16, 20, 30, 31)
-    clip = item(data)
-    _, frames = await opened(pool, clip, indices)
-    assert indices_shown(frames) == list(indices)
-    assert clip.readers == ("pyav",)
-
-
-async def test_b_frames_within_closed_gops_stay_with_the_fast_reader(pool: Workers) -> None:
-    data = item(CLIPS["h264 b-frames"])
-    await opened(pool, data)
-    assert data.readers == ("decord", "pyav")
-
-
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 async def test_an_avi_without_presentation_times_shows_the_right_frames(
     pool: Workers, codec: str
@@ -447,19 +418,6 @@ async def test_a_clip_recorded_in_a_browser_is_read(pool: Workers, duration: boo
     probe, frames = await opened(pool, item(recorded(duration)), (0, 3, 7))
     assert probe.num_frames == 8 and 10 < probe.fps < 31
     assert indices_shown(frames) == [0, 3, 7]
-
-
-def test_a_frame_that_grows_on_the_way_beyond_the_limit_is_not_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pictures = [
-        Image.new("RGB", size, level)
-        for size, level in (((64, 48), (50, 50, 50)), ((128, 96), (200, 200, 200)))
-    ]
-    data = muxed("matroska", "mjpeg", [encode(each, "JPEG") for each in pictures])
-    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48)
-    with pytest.raises(av.error.ArgumentError):
-        list(decode.AvClip(data, "webm").frames((0, 1)))
 
 
 async def test_a_clip_cut_short_shows_what_is_there(pool: Workers) -> None:
