@@ -7,7 +7,6 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 from litevl.config import Config
 from litevl.machine import memory
@@ -16,6 +15,7 @@ from litevl.models.chat_template import ChatTemplate
 from litevl.models.media_limits import media_policy_of
 from litevl.models.media_policy import MediaPolicy
 from litevl.models.needs import Needs, needs_of
+from litevl.models.processor import read_processor
 from litevl.models.prompt_text import PromptText
 from litevl.models.qwen_vl import FAMILIES
 from litevl.progress import amount
@@ -93,8 +93,7 @@ def _offers(
     source: hub.Source, model_config: Any, config: Config, context: int
 ) -> Iterator[tuple[str, str]]:
     """Media, tools, thoughts and sampling, as the checkpoint's files tell."""
-    factory: Any = AutoProcessor
-    processor = factory.from_pretrained(source.folder, local_files_only=True)
+    processor = read_processor(str(source.folder))
     processor.video_processor.cap_pixels_per_frame = True  # unset it warns
     yield from _media(media_policy_of(processor, config, PromptText(processor), context))
     template = ChatTemplate(processor)

@@ -44,7 +44,7 @@ class MediaOptions:
 class MediaRef:
     """Where one picture or clip is: a `data:` URL or an http(s) URL. The bytes decide its kind.
 
-    A clip may also come as pictures of its frames, an even number, `options.fps` a second.
+    A clip may also come as pictures of its frames, `options.fps` a second.
     """
 
     declared: MediaKind  # what the part called it; only used in errors before bytes are seen

@@ -317,7 +317,7 @@ class FakeMedia:
             raise self.error
         planned = [
             PlannedMedia(
-                probe=Probe(kind=ref.declared, width=8, height=8),
+                probe=Probe(kind=ref.declared, width=8, height=8, fps=2.0),
                 plan=MediaPlan(frame_indices=(0,), width=8, height=8),
                 param=ref.param,
             )

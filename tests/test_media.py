@@ -171,22 +171,15 @@ async def test_what_was_decoded_before_is_not_decoded_again_in_the_same_scope(ma
         assert other[0].frames is not first.frames and other[0].digest != first.digest
 
 
-async def test_a_list_of_frames_is_a_clip_of_the_size_of_the_first(make: Make) -> None:
-    frames = tuple(
-        MediaRef(declared="image", url=data_url(png(*size)), param=f"v[{i}]")
-        for i, size in enumerate([(64, 48), (64, 48)])
-    )
-    options = MediaOptions(fps=4.0)
-    ref = MediaRef(declared="video", param="v", options=options, frames=frames)
+async def test_what_was_decoded_before_is_decoded_anew_in_another_size(make: Make) -> None:
+    async def shrink(planned: list[PlannedMedia]) -> list[PlannedMedia]:
+        return [replace(each, plan=replace(each.plan, width=20, height=12)) for each in planned]
+
     loader = make()
-    (loaded,) = await loader.load([ref])
-    probe = loaded.probe
-    assert (probe.kind, probe.width, probe.height) == ("video", 64, 48)
-    assert (probe.num_frames, probe.fps, loaded.options.nframes) == (2, 4.0, 2)
-    assert (await loader.load([ref]))[0].frames is loaded.frames
-    bad = replace(ref, frames=(frames[0], reference(clip(), param="v[1]")))
-    error = await error_of(loader, bad)
-    assert (error.param, error.code) == ("v[1]", "video_parse_error")
+    (whole,) = await loader.load([reference(png())])
+    (small,) = await loader.load([reference(png())], fit=shrink)
+    assert (whole.frames.shape, small.frames.shape) == ((1, 24, 40, 3), (1, 12, 20, 3))
+    assert small.digest != whole.digest
 
 
 def test_the_cache_keeps_within_its_bytes_what_was_used_last() -> None:

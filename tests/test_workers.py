@@ -56,6 +56,7 @@ LIES = {
     "no length": b"\0\0",
     "endless header": b"\xff\xff\xff\xff",
     "not JSON": struct.pack(">I", 4) + b"oops",
+    "deep JSON": struct.pack(">I", 60000) + b"[" * 60000,
     "a list": struct.pack(">I", 2) + b"[]",
     "no facts": decode.pack({}),
     "size of text": decode.pack({"width": "9", "height": 9, "num_frames": 1, "fps": 0.0}),
@@ -105,6 +106,16 @@ async def test_a_child_that_dies_fails_its_job_and_is_replaced(pool: Workers, wh
     await opened(pool, item(png()))
     assert pool.pids and pid not in pool.pids
     assert not os.path.exists(f"/proc/{pid}")  # not even as a zombie
+
+
+async def has_ended(pid: int) -> bool:
+    """Waits for it; whoever adopts an orphan may be slow to reap it."""
+    while is_running(pid):
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().split()[2] == "Z":
+                break
+        await asyncio.sleep(0)
+    return True
 
 
 NARROW = """
@@ -396,9 +407,4 @@ asyncio.run(main())
 
 async def test_a_child_dies_with_its_parent() -> None:
     parent = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True)
-    pid = int(parent.stdout)
-    while is_running(pid):  # an orphan is reaped by init; a hang here fails the suite's time limit
-        with open(f"/proc/{pid}/stat") as file:
-            if file.read().split()[2] == "Z":
-                break
-        await asyncio.sleep(0)
+    assert await has_ended(int(parent.stdout))  # a hang here fails the suite's time limit

@@ -91,7 +91,6 @@ def parse_part(
         MediaRef(declared="image", url=url, param=f"{path}[{i}]", options=options)
         for i, url in enumerate(_frame_list(source, path))
     ]
-    frames += frames[-1:] * (len(frames) % 2)  # models look at pairs
     return MediaRef(declared="video", param=param, options=options, frames=tuple(frames))
 
 

@@ -21,13 +21,12 @@ def receipt(media: PlannedMedia, size: MediaItem | MediaSize) -> JSONObject:
     if media.kind == "image":
         return told
     indices = plan.frame_indices
-    fps = probe.fps or None  # some clips do not tell
     span = indices[-1] - indices[0] + 1
     return told | {
-        "source_fps": fps and round(fps, 6),
-        "duration": fps and round(probe.num_frames / fps, 6),
-        "sampled_fps": fps and round(len(indices) * fps / span, 6),
-        "frame_times": [round(index / fps, 6) for index in indices] if fps else None,
+        "source_fps": round(probe.fps, 6),
+        "duration": round(probe.num_frames / probe.fps, 6),
+        "sampled_fps": round(len(indices) * probe.fps / span, 6),
+        "frame_times": [round(index / probe.fps, 6) for index in indices],
     }
 
 

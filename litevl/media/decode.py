@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -155,7 +156,7 @@ class DecordClip:
     def __init__(self, data: bytes, format: str) -> None:
         # decord guesses the format and decodes a frame before it tells a size: both are checked
         # first, by a reader that is told the format.
-        _open_clip(data, format)
+        _check_order(*_open_clip(data, format))
         import decord  # optional: it has no wheel for some machines
 
         self._reader = decord.VideoReader(io.BytesIO(data), num_threads=THREADS)
@@ -174,7 +175,7 @@ class DecordClip:
 
 
 class AvClip:
-    """PyAV, one thread, reading from the start: slower, but it knows AV1 and turned clips."""
+    """PyAV, one thread, from the start on: slower, but it knows AV1, open GOPs, turned clips."""
 
     def __init__(self, data: bytes, format: str) -> None:
         self._data, self._format = data, format
@@ -228,6 +229,22 @@ def _open_clip(data: bytes, format: str) -> tuple[Any, Any]:
     codec.thread_count, codec.thread_type = 1, "NONE"
     codec.options = {"max_pixels": str(MAX_PIXELS)}  # where it grows on the way
     return container, stream
+
+
+def _check_order(container: Any, stream: Any) -> None:
+    """`ValueError` for a clip in which decord would seek to wrong frames.
+
+    It takes a key frame's place among the packets for its place among the pictures, which it is not
+    where a GOP is open: some packets behind the key frame are shown before it.
+    """
+    newest = key = -math.inf
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.pts is None or packet.pts < key or (packet.is_keyframe and packet.pts <= newest):
+            raise ValueError("packets in another order than pictures")
+        newest = max(newest, packet.pts)
+        key = packet.pts if packet.is_keyframe else key
 
 
 def _rate(times: Sequence[int | None], unit: Any) -> float:
@@ -352,9 +369,6 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what a library prints must not end up between the messages
         os.dup2(null, stream)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which then closes the pipe
     load_readers()
     confine()
     Image.MAX_IMAGE_PIXELS = None  # `check_shape` is stricter and has an answer of its own

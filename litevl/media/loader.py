@@ -162,21 +162,23 @@ class MediaLoader:
         )
 
     def _join_frames(self, ref: MediaRef, frames: Many[_Probed]) -> _Probed:
-        """Pictures as one clip of the size of the first."""
+        """Pictures as one clip of the size of the first; models look at pairs of them."""
         for each in frames:
             if each.probe.kind != "image":
                 raise each.items[0].error("stands where a picture is wanted", "parse_error")
         first, names = frames[0].probe, b"".join(each.name for each in frames)
         name = blake2b(names, digest_size=16).digest()
+        items = tuple(item for each in frames for item in each.items)
+        items += items[-1:] * (len(items) % 2)
         return _Probed(
             ref=ref,
-            items=tuple(item for each in frames for item in each.items),
+            items=items,
             name=name,
             probe=Probe(
                 kind="video",
                 width=first.width,
                 height=first.height,
-                num_frames=len(frames),
+                num_frames=len(items),
                 fps=ref.options.fps or FRAME_LIST_FPS,
             ),
             num_pixels=sum(each.num_pixels for each in frames),
@@ -204,7 +206,7 @@ class MediaLoader:
     def _plan_alone(self, probed: _Probed) -> PlannedMedia:
         ref, options = probed.ref, probed.ref.options
         if ref.frames:  # they are seen whole
-            options = replace(options, fps=None, nframes=len(ref.frames), max_frames=None)
+            options = replace(options, fps=None, nframes=len(probed.items), max_frames=None)
         plan = self._planner.plan(probed.probe, options, ref.param)
         return PlannedMedia(probe=probed.probe, plan=plan, param=ref.param, options=options)
 

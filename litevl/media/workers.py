@@ -8,6 +8,7 @@ beyond numbers that are checked. Knows what a message is (`decode.py`), not what
 import asyncio
 import json
 import os
+import signal
 import struct
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -30,6 +31,7 @@ T = TypeVar("T")
 SECONDS: Mapping[MediaKind, float] = {"image": 15.0, "video": 30.0}  # to probe and decode one item
 REQUEST_SECONDS = 60.0  # of children's work for one request, all its items together
 WAIT_SECONDS = 60.0  # for a child to be free
+DRAIN_SECONDS = 5.0  # for the output of a killed child to end
 # AVI tells no presentation times, without which decord seeks to wrong frames.
 READERS: Mapping[Format, tuple[str, ...]] = {
     **dict.fromkeys(("jpeg", "png", "webp", "gif", "bmp"), ("pillow",)),
@@ -91,7 +93,7 @@ def _distrust() -> Iterator[None]:
     """Whatever goes wrong while a child is talked to, the child is broken."""
     try:
         yield
-    except (EOFError, ConnectionError, ValueError, struct.error):
+    except (EOFError, ConnectionError, ValueError, RecursionError, struct.error):
         raise _BrokenError from None
 
 
@@ -125,6 +127,7 @@ class Child:
                 stderr=DEVNULL,
                 env=kept | _SET_ENVIRONMENT,
                 limit=_CHUNK,
+                start_new_session=True,  # with it ends whatever it may have started
             )
         except OSError:
             raise UnavailableError("no decoder can be started at present: try again") from None
@@ -135,14 +138,19 @@ class Child:
         return self.process.returncode is None
 
     async def end(self) -> None:
-        """Kill and reap."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        """Kill it and all that it started, and reap it."""
+        if self.is_alive:  # of one that was reaped somebody else may have the number
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self._stdin.close()
-        async with self._reading:
-            # `wait` waits for the end of the output too, which never comes while it is full.
-            while await self._stdout.read(_CHUNK):
-                pass
+        # `wait` waits for the end of the output too, which never comes while it is full, nor while
+        # a process that fled from the session holds it.
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS), self._reading:
+                while await self._stdout.read(_CHUNK):
+                    pass
+        except TimeoutError:
+            self.process._transport.close()  # type: ignore[attr-defined]  # nothing public does
         await self.process.wait()
 
     async def send(self, header: Mapping[str, object], data: bytes) -> None:
@@ -171,9 +179,9 @@ class Child:
         number = _number(header, "frames", 1, most)
         height = _number(header, "height", 1, decode.MAX_PIXELS)
         width = _number(header, "width", 1, decode.MAX_PIXELS // height)
-        frames = np.empty((number, height, width, 3), np.uint8)
-        if number > 1 and frames.nbytes > decode.BATCH_BYTES:
+        if number > 1 and number * height * width * 3 > decode.BATCH_BYTES:
             raise _BrokenError
+        frames = np.empty((number, height, width, 3), np.uint8)
         rest = frames.data.cast("B")
         while rest:
             async with self._reading:

@@ -46,7 +46,9 @@ def read_config(source: Source) -> Any:
             "choose one of these, or serve it with another server"
         )
     try:
-        return AutoConfig.from_pretrained(source.folder, local_files_only=True)
+        return AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the config.json of {source.name} is no good: {reason}") from error

@@ -19,7 +19,6 @@ from litevl.sequence import MediaOptions, MediaPlan, Probe
 # Qwen3-VL's released budget leaves to each of 768 frames.
 _LEGIBLE_TOKENS = 32
 _LOW_DETAIL_TOKENS = 256  # 448 or 512 pixels square
-UNKNOWN_FPS = 24.0  # what transformers assumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +148,15 @@ class MediaPolicy:
     # Frames --------------------------------------------------------------------------------
 
     def _frame_indices(self, probe: Probe, options: MediaOptions) -> tuple[int, ...]:
-        fps = probe.fps or UNKNOWN_FPS
         num_frames = max(probe.num_frames, qwen.FRAME_FACTOR)
         keys = _given(video_start=options.video_start, video_end=options.video_end)
         try:
-            first, last, count = qwen.calculate_video_frame_range(keys, num_frames, fps)
+            first, last, count = qwen.calculate_video_frame_range(keys, num_frames, probe.fps)
         except ValueError:
-            seconds = probe.num_frames / fps
+            seconds = probe.num_frames / probe.fps
             message = "video_start must lie before video_end, with at least two frames between them"
             raise InvalidValueError(f"{message}; the clip is {seconds:.2f} s long") from None
-        nframes = self._num_frames(probe, options, count, fps)
+        nframes = self._num_frames(probe, options, count, probe.fps)
         indices = torch.linspace(first, last, nframes).round().long()  # as its decord reader does
         return tuple(indices.clamp(max=probe.num_frames - 1).tolist())
 

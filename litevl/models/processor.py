@@ -32,7 +32,6 @@ from transformers.video_utils import VideoMetadata
 from litevl.config import Config
 from litevl.errors import ConfigError, ContextLengthError, InternalError, InvalidValueError
 from litevl.models.media_limits import media_policy_of
-from litevl.models.media_policy import UNKNOWN_FPS
 from litevl.models.prompt_text import PromptText, Rendered
 from litevl.sequence import (
     Conversation,
@@ -53,6 +52,24 @@ from litevl.sequence import (
 
 FITTING_ROUNDS = 8
 _AS_BYTES = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+
+
+def read_processor(path: str) -> Any:
+    """A checkpoint's processor as transformers has it; `ConfigError` if its files are no good.
+
+    No code of the checkpoint's runs: left unset, transformers would ask on the terminal.
+    """
+    factory: Any = AutoProcessor
+    try:
+        processor = factory.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own (auto_map), and litevl runs no checkpoint's code"
+        raise ConfigError(f"{path} has no usable tokenizer or processor: {reason}") from error
+    if not hasattr(processor, "video_processor"):  # transformers takes what it knows of the rest
+        raise ConfigError(f"{path} has no processor of a kind that transformers knows")
+    return processor
 
 
 class Processor:
@@ -81,13 +98,8 @@ class Processor:
 
         The context limit is the model's own until `with_max_model_len` says otherwise.
         """
-        factory: Any = AutoProcessor
-        try:
-            processor = factory.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} has no usable tokenizer or processor: {error}") from error
         limit = model_config.get_text_config().max_position_embeddings
-        return cls(processor, model_config, config, max_model_len=limit)
+        return cls(read_processor(path), model_config, config, max_model_len=limit)
 
     def with_max_model_len(self, max_model_len: int) -> "Processor":
         """The same processor under another context limit.
@@ -398,7 +410,7 @@ def _metadata(media: PlannedMedia) -> VideoMetadata:
     indices = media.plan.frame_indices
     return VideoMetadata(
         total_num_frames=indices[-1] - indices[0] + 1,
-        fps=media.probe.fps or UNKNOWN_FPS,
+        fps=media.probe.fps,
         frames_indices=list(indices),
     )
 
