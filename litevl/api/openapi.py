@@ -139,10 +139,10 @@ _ANSWERS: JSONObject = {
     ),
     "MediaReceipt": _object(
         {
-            "source_fps": _NUMBER_OR_NULL,
-            "duration": _NUMBER_OR_NULL,
-            "sampled_fps": _NUMBER_OR_NULL,
-            "frame_times": nullable(_list(_NUMBER)),
+            "source_fps": _NUMBER,
+            "duration": _NUMBER,
+            "sampled_fps": _NUMBER,
+            "frame_times": _list(_NUMBER),
         },
         kind=_word("image", "video"),
         original_size=_PAIR,
