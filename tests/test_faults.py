@@ -1,6 +1,5 @@
 """Faults in the engine around a scripted runner: who fails alone, what ends it, what it says."""
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from conftest import Watch
 from litevl.engine.engine import STALL_AFTER_S, Engine
 from litevl.errors import DeviceLostError, InternalError, UnavailableError
 from litevl.health import Health
@@ -351,9 +351,8 @@ def test_an_idle_engine_needs_no_heartbeat() -> None:
 
 
 def test_what_is_held_at_idle_is_counted_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, nothing_of_a_caller_is_told_and_nothing_leaks: Watch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("litevl"), "handlers", [])  # no test fails by this one
     each = engine(ScriptedRunner())
     each.scheduler.pool.allocate(2)
     for _ in range(2):
@@ -363,6 +362,9 @@ def test_what_is_held_at_idle_is_counted_once(
         assert each.stats().num_leaked == 2
     (record,) = caplog.records
     assert record.levelname == "ERROR"
+    watch = nothing_of_a_caller_is_told_and_nothing_leaks
+    assert len(watch.found) == 1  # any other test would fail by it
+    watch.found.clear()
     with pytest.raises(RuntimeError, match=r"\(2, 0, 0\)"):
         each.check_idle()
 
