@@ -27,6 +27,7 @@ from device_checks import (
 from fake_cuda import CUDA, FakeCard, FakeRig, GuardedRunner, StepError, varlen_in_words
 from litevl.engine.batch import lying_lens
 from litevl.engine.memory import run_largest_step
+from litevl.engine.sampler import Sampler
 from litevl.models import attention, loader
 from litevl.models.attention import (
     VISION_ATTENTION,
@@ -36,6 +37,7 @@ from litevl.models.attention import (
     stage,
 )
 from litevl.models.qwen_vl import QwenVL
+from litevl.sequence import Sequence
 from rig import LoggedRunner, Rig, greedy
 from tiny_models import FAMILIES, Family, make_checkpoint
 
@@ -101,9 +103,22 @@ def test_features_and_logits_have_the_promised_shapes(fake: FakeRig) -> None:
     assert (logits.shape[0], logits.device, logits.dtype) == (3, CUDA, torch.float32)
 
 
-def test_the_largest_step_of_the_memory_plan_runs(fake: FakeRig) -> None:
+def test_the_largest_step_of_the_memory_plan_runs(
+    fake: FakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sorted the logits and no more: a quarter of what real sampling needs."""
+    sampled: list[Sequence] = []
+    sample = Sampler.sample
+
+    def noting(self: Sampler, logits: Tensor, sequences: list[Sequence]) -> object:
+        sampled.extend(sequences)
+        return sample(self, logits, sequences)
+
+    monkeypatch.setattr(Sampler, "sample", noting)
     with fake.card.step() as guard:
         run_largest_step(fake.model, max_tokens=600, max_media_tokens=64, max_num_seqs=8)
+    assert len(sampled) == 8
+    assert all(each.params.has_penalties and each.params.logprobs for each in sampled)
     assert [call.max_q for call in guard.varlen_calls if call.is_paged] == [600] * LAYERS
 
 

@@ -10,6 +10,7 @@ import torch
 
 from litevl.config import Config
 from litevl.engine.batch import pack
+from litevl.engine.sampler import Sampler
 from litevl.errors import ConfigError
 from litevl.machine import memory
 from litevl.models.qwen_vl import ENCODE_TOKENS, QwenVL
@@ -127,7 +128,8 @@ def kv_budget(model: QwenVL, config: Config, max_model_len: int) -> int:
 def run_largest_step(
     model: QwenVL, *, max_tokens: int, max_media_tokens: int, max_num_seqs: int
 ) -> None:
-    """The step that needs the most memory: the largest picture, a full chunk, a full sort."""
+    """The step that needs the most memory: the largest picture, a full chunk, and as many answers
+    as there can be, with every penalty, a full sort and log probabilities."""
     model.encode([largest_item(model, max_media_tokens)])
     chunk = _full_chunk(max_tokens, model.backend.block_size)
     cache = model.new_cache(len(chunk.sequence.blocks))
@@ -136,7 +138,9 @@ def run_largest_step(
     hidden = model.forward(
         model.embed(batch.token_ids), batch.positions, batch.attention, batch.media_rows, none
     )
-    model.logits(hidden[:max_num_seqs]).sort(dim=-1)
+    logits = model.logits(hidden[:max_num_seqs])
+    sampler = Sampler(model.vocab_size, max_num_seqs, model.device)
+    sampler.sample(logits, [_demanding(row) for row in range(len(logits))])
 
 
 def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:
@@ -157,12 +161,22 @@ def largest_item(model: QwenVL, num_tokens: int) -> MediaItem:
     )
 
 
-def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
-    prompt = Prompt(
+def _demanding(row: int) -> Sequence:
+    """Of all answers the one that takes most to sample."""
+    params = SamplingParams(max_tokens=1, top_p=0.9, presence_penalty=1.0, logprobs=20)
+    return Sequence(request_id=f"largest {row}", prompt=_blank(1), params=params, row=row)
+
+
+def _blank(num_tokens: int) -> Prompt:
+    return Prompt(
         token_ids=np.zeros(num_tokens, dtype=np.int64),
         positions=np.broadcast_to(np.arange(num_tokens), (3, num_tokens)),
         position_delta=0,
     )
-    sequence = Sequence(request_id="largest", prompt=prompt, params=SamplingParams(max_tokens=1))
+
+
+def _full_chunk(num_tokens: int, block_size: int) -> Chunk:
+    params = SamplingParams(max_tokens=1)
+    sequence = Sequence(request_id="largest", prompt=_blank(num_tokens), params=params)
     sequence.blocks = list(range(-(-num_tokens // block_size)))
     return Chunk(sequence=sequence, start=0, length=num_tokens)
