@@ -173,6 +173,10 @@ def test_a_folder_that_is_not_there_is_answered_with_its_neighbour() -> None:
     assert "holds no config.json" in refusal(model=str(folder))
 
 
+def test_the_home_of_an_unknown_user_holds_no_model() -> None:
+    assert "~nobody-at-all/model is no folder" in refusal("~nobody-at-all/model")
+
+
 def test_a_revision_of_what_is_no_hubs_is_refused() -> None:
     assert "only models of a hub have revisions" in refusal(model="demo", revision="v1")
 

@@ -8,6 +8,7 @@ are ever fetched. Knows folders and hubs, no tensors.
 import difflib
 import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
@@ -58,8 +59,8 @@ class Source:
 
 def find(config: Config) -> Source:
     """The folder with the model's small files; raises ConfigError where there is no such model."""
-    model, path = config.model, Path(config.model).expanduser()
-    if model == "demo" or model.startswith((".", "/", "~")) or path.is_dir():
+    model, path = config.model, Path(os.path.expanduser(config.model))
+    if model == "demo" or model.startswith((".", "/", "~")) or os.path.isdir(path):
         return _find_here(config, DEMO if model == "demo" else path)
     if config.use_modelscope:
         return _modelscope(config, SMALL, ignore)
