@@ -86,7 +86,7 @@ def wait_for_draining(client: httpx.Client) -> None:
     raise AssertionError("the server never said that it drains")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_streams_finish_and_turns_new_work_away(number: signal.Signals) -> None:
     with process() as (server, client):
         with client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:

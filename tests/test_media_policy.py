@@ -138,6 +138,17 @@ def test_a_clip_of_one_frame_refuses_what_any_clip_of_a_pair_refuses(keys: dict[
         DEFAULTS.plan(probe, MediaOptions(**keys), "p")
 
 
+@pytest.mark.parametrize("detail", [None, "low"])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_min_pixels_of_a_part_count_more_than_the_checkpoints_largest(
+    kind: Any, detail: Any
+) -> None:
+    small = replace(DEFAULTS, picture=PixelRange(least=3136, most=50_000))
+    probe = Probe(kind=kind, width=200, height=150, num_frames=4, fps=4.0)
+    plan = small.plan(probe, MediaOptions(min_pixels=400_000, detail=detail), "p")
+    assert plan.width * plan.height >= 400_000
+
+
 def test_min_pixels_just_below_the_largest_picture_are_reached() -> None:
     policy = replace(DEFAULTS, factor=32, max_item_tokens=42)
     probe = Probe(kind="image", width=200, height=150, num_frames=1, fps=0.0)

@@ -173,6 +173,30 @@ def test_a_body_in_tiny_chunks_is_refused(small: Rig) -> None:
     assert len(small.engine.added) == num_added
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\n\n",
+        b"0\r\nx: y\n\n",
+        b"0\r\nx: y\r\n\n",
+        b"0\r\nx: y\r\n z\r\n\r\n",
+        b"0\r\nx: " + b"y" * 2000 + b"\r\n\r\n",
+        b"0;a\rb\r\n\r\n",
+        b"0;a\0b\r\n\r\n",
+        b"fffffffff\r\n",
+    ],
+)
+def test_what_stands_around_chunks_is_of_one_plain_form(small: Rig, rest: bytes) -> None:
+    request = chunked(1000).removesuffix(b"0\r\n\r\n")
+    fine = small.exchange(request + b'0;a="b"\r\nx: y\r\n\r\n')
+    assert fine.startswith(b"HTTP/1.1 200 ")
+    assert error_of(small.exchange(request + rest + GET), 400)["code"] == "invalid_http"
+
+
+def test_a_head_that_ends_in_a_bare_line_feed_is_refused(small: Rig) -> None:
+    assert error_of(small.exchange(GET + b"\n"), 400)["code"] == "invalid_http"
+
+
 def test_a_chunked_body_has_no_more_trailers_than_a_head_has_headers(small: Rig) -> None:
     request, trailer = chunked(1000)[:-2], b"x: y\r\n"
     assert small.exchange(request + trailer * 10 + b"\r\n").startswith(b"HTTP/1.1 200 ")

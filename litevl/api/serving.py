@@ -42,8 +42,9 @@ FILES_BESIDE = 512  # open files that are no connections: weights, children's pi
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT drains, with `/health` answering `draining`; a second one ends
-    the process at once. An engine that is dead or stuck ends it too: a supervisor starts another.
+    """The first SIGTERM, SIGINT or SIGHUP drains, with `/health` answering `draining`; a second one
+    ends the process at once. An engine that is dead or stuck ends it too: a supervisor starts
+    another.
     """
 
     def __init__(self, config: Config, service: Service, limits: Limits | None = None) -> None:
@@ -79,6 +80,9 @@ class Server(uvicorn.Server):
         """Serve until told to leave. Streams wait for the interpreter whenever a body is read in
         another thread: shorter turns bring their slowest frames (p99) in 19 ms instead of 33."""
         sys.setswitchinterval(SWITCH_S)
+        is_free = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL  # not under nohup
+        if is_free and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGHUP, self.handle_exit)  # the terminal closes
         super().run(sockets)
 
     def drain(self) -> None:

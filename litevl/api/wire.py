@@ -21,6 +21,8 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from litevl.api.middleware import new_request_id, request_id
@@ -75,6 +77,7 @@ _FRAMING = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:[^\r\n]*", 
 _PLAIN = re.compile(
     rb"content-length:[ \t]*[0-9]+[ \t]*|transfer-encoding:[ \t]*chunked[ \t]*", re.I
 )
+_CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?[ \t]*")  # a size below 4 GiB
 
 
 class StrictConnection(h11.Connection):
@@ -95,6 +98,8 @@ class StrictConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = StrictChunks(self._limits.head_bytes)
             if event.http_version not in (b"1.0", b"1.1"):
                 self._refuse_if(InvalidHTTPError("This server speaks HTTP/1.1."))
         elif isinstance(event, h11.Data):
@@ -117,6 +122,31 @@ class StrictConnection(h11.Connection):
             raise h11.RemoteProtocolError(fault.message)
 
 
+class StrictChunks(ChunkedReader):
+    """h11's reader of chunked bodies, for lines that end where every server sees an end."""
+
+    def __init__(self, max_trailer: int) -> None:
+        super().__init__()
+        self._max_trailer = max_trailer
+
+    def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        if self._reading_trailer:
+            self._check_trailer(bytes(buffer._data[: self._max_trailer + 4]))
+        elif not self._bytes_in_chunk:
+            start = len(self._bytes_to_discard)
+            end = buffer._data.find(b"\r\n", start)
+            if end >= 0 and not _CHUNK.fullmatch(buffer._data, start, end):
+                raise h11.LocalProtocolError("odd chunk")
+        return super().__call__(buffer)
+
+    def _check_trailer(self, received: bytes) -> None:
+        end = _HEAD_END.search(b"\n" + received)  # it may be empty
+        if not end and len(received) > self._max_trailer:
+            raise h11.LocalProtocolError("long trailer")
+        if end and _ODD_LINE.search(received, 0, end.end() - 1):
+            raise h11.LocalProtocolError("odd trailer")
+
+
 def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
     """What is wrong with the head that these bytes begin with; of an unfinished one, its size."""
     end = _HEAD_END.search(received)
@@ -125,7 +155,7 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
         return _too_large(limits)
     if not end:  # or each packet would pay for all before it
         return None
-    if _ODD_LINE.search(head):
+    if _ODD_LINE.search(received, 0, end.end()):
         return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
     framing = _FRAMING.findall(head)
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):

@@ -101,10 +101,12 @@ class MediaPolicy:
         return self._fit(probe.height, probe.width, least, min(most, bound, cap))
 
     def _default(self, checkpoint: float, options: MediaOptions) -> float:
-        """Most pixels where the part names none: OpenAI's `low` is a glance, `high` as `auto`."""
+        """Most pixels where the part names none: OpenAI's `low` is a glance, `high` as `auto`; so
+        many at any rate that the least which the part does name can be reached in whole tokens."""
         most = self.max_pixels_flag or checkpoint
-        is_low = options.detail == "low"
-        return min(most, _LOW_DETAIL_TOKENS * self._token_pixels) if is_low else most
+        if options.detail == "low":
+            most = min(most, _LOW_DETAIL_TOKENS * self._token_pixels)
+        return max(most, 1.25 * (options.min_pixels or 0))
 
     def _least_frame_pixels(self, options: MediaOptions, nframes: int) -> float:
         checkpoint = max(self.frame.least, self.clip.least / nframes)
@@ -127,7 +129,7 @@ class MediaPolicy:
         except ValueError:
             message = f"one side is more than {qwen.MAX_RATIO} times the other ({width}x{height})"
             raise InvalidValueError(
-                f"{message}: crop it or set resized_height and resized_width"
+                f"{message}: crop it, or set resized_height and resized_width to another shape"
             ) from None
         if 0 in size:  # a thin strip: one token across, as long as the cap allows
             longest = min(int(most // self._token_pixels), max(size) // self.factor)
