@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fakes import ANSWER, KEY, PATIENCE, Rig, body, request_bytes, running, say
+from fakes import ANSWER, KEY, PATIENCE, Rig, request_bytes, running, say
 from litevl.api.wire import GuardedProtocol, Limits
 
 POST = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n".encode()
@@ -150,59 +150,6 @@ def test_no_answer_waits_in_the_kernel_for_the_last_one_to_be_confirmed(small: R
         for each in small.server.server_state.connections:
             server_side = each.transport.get_extra_info("socket")
             assert server_side.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-# Chunks ----------------------------------------------------------------------------------------
-
-
-def chunked(size: int) -> bytes:
-    text = json.dumps(body(user="a" * 300)).encode()
-    pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
-    return POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
-
-
-def test_chunks_of_a_sane_size_are_read(small: Rig) -> None:
-    for size in (10**3, 100, 64):
-        assert small.exchange(chunked(size)).startswith(b"HTTP/1.1 200 ")
-
-
-def test_a_body_in_tiny_chunks_is_refused(small: Rig) -> None:
-    num_added = len(small.engine.added)
-    assert error_of(small.exchange(chunked(2)), 400)["code"] == "invalid_http"
-    assert len(small.engine.added) == num_added
-
-
-@pytest.mark.parametrize(
-    "rest",
-    [
-        b"0\r\n\n",
-        b"0\r\nx: y\n\n",
-        b"0\r\nx: y\r\n\n",
-        b"0\r\nx: y\r\n z\r\n\r\n",
-        b"0\r\nx: " + b"y" * 2000 + b"\r\n\r\n",
-        b"0;a\rb\r\n\r\n",
-        b"0;a\0b\r\n\r\n",
-        b"fffffffff\r\n",
-    ],
-)
-def test_what_stands_around_chunks_is_of_one_plain_form(small: Rig, rest: bytes) -> None:
-    request = chunked(1000).removesuffix(b"0\r\n\r\n")
-    fine = small.exchange(request + b'0;a="b"\r\nx: y\r\n\r\n')
-    assert fine.startswith(b"HTTP/1.1 200 ")
-    assert error_of(small.exchange(request + rest + GET), 400)["code"] == "invalid_http"
-
-
-def test_a_head_that_ends_in_a_bare_line_feed_is_refused(small: Rig) -> None:
-    assert error_of(small.exchange(GET + b"\n"), 400)["code"] == "invalid_http"
-
-
-def test_a_chunked_body_has_no_more_trailers_than_a_head_has_headers(small: Rig) -> None:
-    request, trailer = chunked(1000)[:-2], b"x: y\r\n"
-    assert small.exchange(request + trailer * 10 + b"\r\n").startswith(b"HTTP/1.1 200 ")
-    assert (
-        error_of(small.exchange(request + trailer * 11 + b"\r\n"), 431)["code"] == "head_too_large"
-    )
 
 
 # Slow clients ----------------------------------------------------------------------------------
