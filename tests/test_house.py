@@ -24,7 +24,18 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {"", "addresses", "cache", "sequence", "health", "config", "errors", "logs", "machine"}
+NOUNS = {
+    "",
+    "addresses",
+    "cache",
+    "sequence",
+    "health",
+    "config",
+    "errors",
+    "logs",
+    "machine",
+    "turns",
+}
 NOUNS |= {"progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
@@ -33,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "health": set(),
     "logs": set(),
     "machine": set(),
+    "turns": set(),
     "sequence": {"errors"},
     "config": {"", "errors"},
     "addresses": {"config"},
@@ -146,8 +158,8 @@ def import_without_heavy(
 
 def is_light(module: str) -> bool:
     return module in {"litevl.engine.scheduler", "litevl.engine.blocks"} or room(module) in {
-        "", "addresses", "cache", "errors", "health", "logs", "machine", "sequence", "config",
-        "settings", "progress", "media", "api", "ask", "banner", "serve", "cli",
+        "", "addresses", "cache", "errors", "health", "logs", "machine", "turns", "sequence",
+        "config", "settings", "progress", "media", "api", "ask", "banner", "serve", "cli",
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from litevl.api.middleware import add_answer_header, to_litevl_error
 from litevl.api.responses import EVENT_STREAM_HEADERS, error_object, event
 from litevl.errors import ModelNotFoundError
 from litevl.sequence import ModelCard
+from litevl.turns import in_short_turns
 
 LARGE_BODY = 16 * 2**10  # bytes: what hostile ones of that size cost the loop is milliseconds
 
@@ -50,7 +51,7 @@ async def parse_body(body: bytes, scope: Scope, parse: Callable[[Mapping[str, ob
 
 async def _off_the_loop(size: int, parse: Callable[[], T]) -> T:
     """Parse in a thread what is large: it would keep the loop from other clients."""
-    return await asyncio.to_thread(parse) if size > LARGE_BODY else parse()
+    return await asyncio.to_thread(in_short_turns, parse) if size > LARGE_BODY else parse()
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

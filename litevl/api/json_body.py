@@ -34,7 +34,7 @@ MAX_ESCAPES = 2_000_000  # the longest contexts in `\u` escapes
 MAX_REST = 24 * 2**20  # bytes of all that is no long plain string: text, numbers, space
 MAX_DIGITS = 309  # of an integer, as of a float: the time that they take grows with their square
 LONG = 4096  # bytes of a string that is lifted out
-PIECE = 2**18  # bytes that are looked at in one go
+PIECE = 2**16  # bytes that are looked at in one go
 
 _COMMA = re.compile(r",(?=[ \t\r\n]*+[}\]])")
 _BAD_NUMBER = re.compile(r"NaN|-?Infinity|-?[0-9]{310}|-?[0-9.]+[eE]\+?[0-9]{3}")

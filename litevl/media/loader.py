@@ -43,6 +43,7 @@ from litevl.sequence import (
     PlannedMedia,
     Probe,
 )
+from litevl.turns import in_short_turns
 
 MAX_REQUEST_PIXELS = 160_000_000  # of all pictures of one request together
 MAX_CLIP_PIXELS = 2 * 768 * 1920 * 1080  # of all frames that a request has decoded
@@ -201,7 +202,8 @@ class MediaLoader:
         return await self._in_thread(function, *args)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        work = partial(in_short_turns, partial(function, *args))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _plan_alone(self, probed: _Probed) -> PlannedMedia:
         ref, options = probed.ref, probed.ref.options
