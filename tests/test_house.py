@@ -24,19 +24,21 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = {
-    "",
-    "addresses",
-    "cache",
-    "sequence",
-    "health",
-    "config",
-    "errors",
-    "logs",
-    "machine",
-    "turns",
-}
-NOUNS |= {"progress"}
+NOUNS = set(
+    [
+        "addresses",
+        "cache",
+        "sequence",
+        "health",
+        "config",
+        "errors",
+        "logs",
+        "machine",
+        "turns",
+        "progress",
+    ]
+)
+NOUNS |= {""}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "cache": set(),
