@@ -24,29 +24,13 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "qwen_vl_utils")
 
 # Who may import whom. "" is the package itself, which holds the version.
-NOUNS = set(
-    [
-        "addresses",
-        "cache",
-        "sequence",
-        "health",
-        "config",
-        "errors",
-        "logs",
-        "machine",
-        "turns",
-        "progress",
-    ]
-)
-NOUNS |= {""}
+NOUNS = {
+    "", "addresses", "cache", "sequence", "health", "config", "errors", "logs", "machine",
+    "progress", "turns",
+}  # fmt: skip
+ALONE = ("", "cache", "errors", "health", "logs", "machine", "progress", "turns")
 MAY_IMPORT: dict[str, set[str]] = {
-    "": set(),
-    "cache": set(),
-    "errors": set(),
-    "health": set(),
-    "logs": set(),
-    "machine": set(),
-    "turns": set(),
+    **dict.fromkeys(ALONE, set()),
     "sequence": {"errors"},
     "config": {"", "errors"},
     "addresses": {"config"},
@@ -55,7 +39,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": NOUNS | {"models"},
     "api": NOUNS | {"media"},
     "banner": NOUNS,
-    "progress": set(),
     "settings": NOUNS,
     "serve": NOUNS | {"api", "banner"},
     "ask": NOUNS,
