@@ -30,7 +30,7 @@ NOUNS = {
 }  # fmt: skip
 ALONE = ("", "cache", "errors", "health", "logs", "machine", "progress", "turns")
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(ALONE, set()),
+    **{room: set() for room in ALONE},
     "sequence": {"errors"},
     "config": {"", "errors"},
     "addresses": {"config"},
