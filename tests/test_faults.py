@@ -270,6 +270,7 @@ def test_everybody_is_told_of_the_end_though_freeing_an_aborted_request_raises(
         each.add(request(name))
     each.start(outbox.deliver)
     outbox.wait_for_end("one", "two")
+    each._thread.join(TIMEOUT_S)  # what it dies of is this test's
 
 
 def test_nobody_is_let_in_once_the_end_is_being_told() -> None:
