@@ -35,7 +35,6 @@ def test_a_body_in_tiny_chunks_is_refused(small: Rig) -> None:
         b"0\r\nx: y\n\n",
         b"0\r\nx: y\r\n\n",
         b"0\r\nx: y\r\n z\r\n\r\n",
-        b"0\r\nx: " + b"y" * 2000 + b"\r\n\r\n",
         b"0;a\rb\r\n\r\n",
         b"0;a\0b\r\n\r\n",
         b"fffffffff\r\n",
@@ -55,6 +54,6 @@ def test_a_head_that_ends_in_a_bare_line_feed_is_refused(small: Rig) -> None:
 def test_a_chunked_body_has_no_more_trailers_than_a_head_has_headers(small: Rig) -> None:
     request, trailer = chunked(1000)[:-2], b"x: y\r\n"
     assert small.exchange(request + trailer * 10 + b"\r\n").startswith(b"HTTP/1.1 200 ")
-    assert (
-        error_of(small.exchange(request + trailer * 11 + b"\r\n"), 431)["code"] == "head_too_large"
-    )
+    for more in (trailer * 11, b"x: " + b"y" * 2000 + b"\r\n"):
+        answer = small.exchange(request + more + b"\r\n")
+        assert error_of(answer, 431)["code"] == "head_too_large"

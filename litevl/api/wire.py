@@ -99,13 +99,11 @@ class StrictConnection(h11.Connection):
         if isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
             if isinstance(self._reader, ChunkedReader):
-                self._reader = StrictChunks(self._limits.head_bytes)
+                self._reader = StrictChunks(self._limits, self._refuse_if)
             if event.http_version not in (b"1.0", b"1.1"):
                 self._refuse_if(InvalidHTTPError("This server speaks HTTP/1.1."))
         elif isinstance(event, h11.Data):
             self._refuse_if(self._fault_of_chunk(event))
-        elif isinstance(event, h11.EndOfMessage) and len(event.headers) > self._limits.headers:
-            self._refuse_if(_too_large(self._limits))
         return event
 
     def _fault_of_chunk(self, data: h11.Data) -> LitevlError | None:
@@ -125,39 +123,30 @@ class StrictConnection(h11.Connection):
 class StrictChunks(ChunkedReader):
     """h11's reader of chunked bodies, for lines that end where every server sees an end."""
 
-    def __init__(self, max_trailer: int) -> None:
+    def __init__(self, limits: Limits, refuse_if: Callable[[LitevlError | None], None]) -> None:
         super().__init__()
-        self._max_trailer = max_trailer
+        self._limits, self._refuse_if = limits, refuse_if
 
     def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
         if self._reading_trailer:
-            self._check_trailer(bytes(buffer._data[: self._max_trailer + 4]))
+            # What may end at once begins behind a line: its end is found as that of a head.
+            received = b"\r\n" + bytes(buffer._data[: self._limits.head_bytes + 4])
+            self._refuse_if(_fault_of_lines(received, self._limits))
         elif not self._bytes_in_chunk:
             start = len(self._bytes_to_discard)
             end = buffer._data.find(b"\r\n", start)
             if end >= 0 and not _CHUNK.fullmatch(buffer._data, start, end):
-                raise h11.LocalProtocolError("odd chunk")
+                message = "A chunk begins with its size in at most eight hexadecimal digits."
+                self._refuse_if(InvalidHTTPError(message))
         return super().__call__(buffer)
-
-    def _check_trailer(self, received: bytes) -> None:
-        end = _HEAD_END.search(b"\n" + received)  # it may be empty
-        if not end and len(received) > self._max_trailer:
-            raise h11.LocalProtocolError("long trailer")
-        if end and _ODD_LINE.search(received, 0, end.end() - 1):
-            raise h11.LocalProtocolError("odd trailer")
 
 
 def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
     """What is wrong with the head that these bytes begin with; of an unfinished one, its size."""
+    if fault := _fault_of_lines(received, limits):
+        return fault
     end = _HEAD_END.search(received)
-    head = received[: end.start()] if end else received
-    if len(head) > limits.head_bytes or head.count(b"\n") > limits.headers:
-        return _too_large(limits)
-    if not end:  # or each packet would pay for all before it
-        return None
-    if _ODD_LINE.search(received, 0, end.end()):
-        return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
-    framing = _FRAMING.findall(head)
+    framing = _FRAMING.findall(received, 0, end.start()) if end else []
     if len(framing) > 1 or not all(map(_PLAIN.fullmatch, framing)):
         return InvalidHTTPError(
             "Give one plain `Content-Length`, or `Transfer-Encoding: chunked`, and not both."
@@ -165,11 +154,18 @@ def _fault_of(received: bytes, limits: Limits) -> LitevlError | None:
     return None
 
 
-def _too_large(limits: Limits) -> LitevlError:
-    return HeadTooLargeError(
-        f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} bytes "
-        "here, and as many headers may follow its body."
-    )
+def _fault_of_lines(received: bytes, limits: Limits) -> LitevlError | None:
+    """What is wrong with the lines up to an empty one, in a head or behind the chunks of a body."""
+    end = _HEAD_END.search(received)
+    size = end.start() if end else len(received)
+    if size > limits.head_bytes or received.count(b"\n", 0, size) > limits.headers:
+        return HeadTooLargeError(
+            f"The head of a request has at most {limits.headers} headers and {limits.head_bytes} "
+            "bytes here, and so has what follows a body in chunks."
+        )
+    if end and _ODD_LINE.search(received, 0, end.end()):  # once: packets would pay for all before
+        return InvalidHTTPError("The lines of a head end in CR LF and begin with a name.")
+    return None
 
 
 class GuardedProtocol(H11Protocol):
