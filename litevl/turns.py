@@ -31,10 +31,10 @@ class _Turns:
 _turns = _Turns()
 
 
-def in_short_turns(work: Callable[[], T]) -> T:
-    """Do `work`, with short turns for all threads until the last such work is done."""
+def in_short_turns(work: Callable[..., T], *args: object) -> T:
+    """`work(*args)`, with short turns for all threads until the last such work is done."""
     _turns.count(1)
     try:
-        return work()
+        return work(*args)
     finally:
         _turns.count(-1)

@@ -202,7 +202,7 @@ class MediaLoader:
         return await self._in_thread(function, *args)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        work = partial(in_short_turns, partial(function, *args))
+        work = partial(in_short_turns, function, *args)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _plan_alone(self, probed: _Probed) -> PlannedMedia:
