@@ -249,8 +249,8 @@ class Engine:
             needed = {
                 c.sequence.media_key(item) for c in chunks for item in c.sequence.prompt.media
             }
-            todo = (e for e in step.encode if e.key in needed)
-            missing = tuple(e for e in todo if e.key not in self.scheduler.encoder_cache)
+            wanted = (e for e in step.encode if e.key in needed)
+            missing = tuple(e for e in wanted if e.key not in self.scheduler.encoder_cache)
             yield Step(chunks=chunks, encode=missing)
 
     def collect(self, step: Step, sampled_tokens: list[SampledToken]) -> list[StepOutput]:
