@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from litevl.errors import LitevlError
 from litevl.logs import JsonFormatter
+from litevl.media.workers import Workers
 from live import KEY, OTHER_KEY, LiveServer, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
@@ -85,6 +86,14 @@ def nothing_of_a_caller_is_told_and_nothing_leaks() -> Iterator[Watch]:
 def anyio_backend() -> str:
     """What `@pytest.mark.anyio` runs on."""
     return "asyncio"
+
+
+@pytest.fixture
+async def pool(anyio_backend: str) -> AsyncIterator[Workers]:
+    """One decoding child."""
+    workers = Workers(1)
+    yield workers
+    await workers.close()
 
 
 @pytest.fixture(scope="session")

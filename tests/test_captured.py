@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import tracemalloc
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from media_samples import Pixels, clip, code_of, item, opened, png
 from test_workers import has_ended
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def pool(anyio_backend: str) -> AsyncIterator[Workers]:
-    workers = Workers(1)
-    yield workers
-    await workers.close()
 
 
 async def test_nothing_is_set_aside_for_more_frames_than_a_batch_may_hold(

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator
 from fractions import Fraction
 
 import av
@@ -39,13 +38,6 @@ from media_samples import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def pool(anyio_backend: str) -> AsyncIterator[Workers]:
-    workers = Workers(1)
-    yield workers
-    await workers.close()
 
 
 # Pictures --------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Clips whose packets are not what the next frame lets one expect."""
 
-from collections.abc import AsyncIterator
-
 import av
 import pytest
 from PIL import Image
@@ -12,13 +10,6 @@ from litevl.media.workers import Workers
 from media_samples import clip, encode, indices_shown, item, opened
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def pool(anyio_backend: str) -> AsyncIterator[Workers]:
-    workers = Workers(1)
-    yield workers
-    await workers.close()
 
 
 OPEN = {
