@@ -9,13 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from litevl.check import TIE
 from litevl.engine.engine import Engine
 from litevl.models import qwen_vl
-from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import MediaItem, Prompt
+from litevl.models.qwen_vl import Piece, QwenVL
+from litevl.sequence import Prompt
 from rig import Rig, greedy, run_all
 from tiny_models import FAMILIES, make_checkpoint
 
@@ -179,9 +178,9 @@ def test_a_clip_encoded_in_pieces_of_time_has_the_same_features(
         monkeypatch.setattr(qwen_vl, "ENCODE_TOKENS", 10)
         plain, patches = QwenVL._encode, []
 
-        def encode(model: QwenVL, items: Sequence[MediaItem]) -> Tensor:
-            patches.append(sum(len(item.pixels) for item in items))
-            return plain(model, items)
+        def encode(model: QwenVL, pieces: Sequence[Piece]) -> None:
+            patches.append(sum(len(piece.item.pixels) for piece in pieces))
+            plain(model, pieces)
 
         monkeypatch.setattr(QwenVL, "_encode", encode)
         pieces = rig.model.encode(media)

@@ -9,7 +9,7 @@ Knows tensors, no scheduler, no text.
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -34,6 +34,14 @@ FAMILIES = {
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one forward of the tower can take of an item, and where its features belong."""
+
+    item: MediaItem  # with the piece's pixels and grid
+    features: Tensor  # (tokens of the piece, hidden * (1 + deepstack levels))
 
 
 class QwenVL:
@@ -85,12 +93,21 @@ class QwenVL:
         return embeds
 
     def encode(self, items: Many[MediaItem]) -> list[Tensor]:
-        """Features of items, in order: (tokens, hidden * (1 + deepstack levels)) each."""
-        pieces = [piece for item in items for piece in self._slices(item)]
-        features = [self._encode(list(batch)) for batch in self._batches(pieces)]
-        return list(torch.cat(features).split([item.num_tokens for item in items]))
+        """Features of items, in order: (tokens, hidden * (1 + deepstack levels)) each, each in
+        memory of its own, so that letting one go frees it."""
+        width = self.hidden_size * (1 + self.num_deepstack_levels)
+        features = [
+            torch.empty(item.num_tokens, width, dtype=self.dtype, device=self.device)
+            for item in items
+        ]
+        pieces = [
+            piece for pair in zip(items, features, strict=True) for piece in self._slices(*pair)
+        ]
+        for batch in self._batches(pieces):
+            self._encode(batch)
+        return features
 
-    def _slices(self, item: MediaItem) -> Iterator[MediaItem]:
+    def _slices(self, item: MediaItem, features: Tensor) -> Iterator[Piece]:
         """A clip in pieces of time that are encoded one after the other: frames never attend to
         one another, so the features are the same and the memory is bounded."""
         time, height, width = item.grid
@@ -99,26 +116,30 @@ class QwenVL:
         for start in range(0, time, most):
             rows = slice(start * height * width, (start + most) * height * width)
             grid = (min(most, time - start), height, width)
-            yield replace(item, pixels=item.pixels[rows], grid=grid)
+            into = features[rows.start // merge**2 : rows.stop // merge**2]
+            yield Piece(replace(item, pixels=item.pixels[rows], grid=grid), into)
 
-    def _batches(self, items: Many[MediaItem]) -> Iterator[Many[MediaItem]]:
-        """Items in runs of a bounded size; one that is larger goes alone."""
-        most = ENCODE_TOKENS * self.config.vision_config.spatial_merge_size**2
-        batch: list[MediaItem] = []
-        for item in items:
-            if batch and sum(len(each.pixels) for each in (*batch, item)) > most:
+    def _batches(self, pieces: Many[Piece]) -> Iterator[Many[Piece]]:
+        """Pieces in runs of a bounded size; one that is larger goes alone."""
+        batch: list[Piece] = []
+        for piece in pieces:
+            if batch and sum(len(each.features) for each in (*batch, piece)) > ENCODE_TOKENS:
                 yield batch
                 batch = []
-            batch.append(item)
+            batch.append(piece)
         yield batch
 
-    def _encode(self, items: Many[MediaItem]) -> Tensor:
-        """One forward of the tower: (tokens of all items, hidden * (1 + deepstack levels))."""
+    def _encode(self, pieces: Many[Piece]) -> None:
+        """One forward of the tower, whose features go where each piece wants them."""
+        items = [piece.item for piece in pieces]
         grid = torch.tensor([item.grid for item in items])
         pixels = torch.cat([normalised(item, self.device).to(self.dtype) for item in items])
         out = self._visual(pixels, grid_thw=grid, **self._vision_inputs(grid))
         levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or ())]
-        return torch.cat(levels, dim=-1)
+        counts = [len(piece.features) for piece in pieces]
+        parts = zip(*(level.split(counts) for level in levels), strict=True)
+        for piece, part in zip(pieces, parts, strict=True):
+            torch.cat(part, dim=-1, out=piece.features)
 
     def forward(
         self,
