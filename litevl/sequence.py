@@ -284,7 +284,6 @@ class SampledToken:
     """What the sampler made of one row of logits."""
 
     token_id: int
-    is_valid: bool = True  # False: the row held NaN, and the token means nothing
     logprobs: TokenLogprobs | None = None  # when asked for
 
 
@@ -408,6 +407,14 @@ class Chunk:
     def is_last(self) -> bool:
         """Whether the step computes all that is known, so that a new token can be sampled."""
         return self.end == len(self.sequence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkOutput:
+    """What a step made of one chunk."""
+
+    is_valid: bool = True  # False: NaN among what it saw or computed, or no token was allowed
+    token: SampledToken | None = None  # of the last chunk of a sequence; else means nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -341,9 +341,9 @@ def check_sampling(rig: Rig) -> None:
 
     def draw(rows: list[int]) -> list[int]:
         sampler = Sampler(300, len(SAMPLED), rig.device)
-        drawn = sampler.sample(logits[rows], [requests[row] for row in rows]).read()
-        assert all(each.is_valid for each in drawn)
-        return [each.token_id for each in drawn]
+        drawn = sampler.sample(logits[rows], [requests[row] for row in rows])
+        assert drawn.is_valid.all()
+        return [each.token_id for each in drawn.read()]
 
     for place in range(20):
         rows = list(range(len(SAMPLED)))

@@ -25,12 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from litevl.engine.engine import Engine
-from litevl.engine.runner import Runner
-from litevl.engine.sampler import Draw
+from litevl.engine.runner import Launched, Runner
 from litevl.models import loader
 from litevl.models.attention import VarlenPaged
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import SampledToken, Step
+from litevl.sequence import ChunkOutput, SampledToken, Step
 from rig import LoggedRunner, Rig
 
 CUDA = torch.device("cuda", 0)
@@ -264,11 +263,12 @@ class FakeRig(Rig):
 class GuardedStep:
     """What a step left on the card; the host is told token 7 for every sequence."""
 
-    draw: Draw | None
+    launched: Launched
     varlen_calls: list[VarlenCall]
 
-    def wait(self) -> list[SampledToken]:
-        return [SampledToken(token_id=7)] * (len(self.draw.token_ids) if self.draw else 0)
+    def wait(self) -> list[ChunkOutput]:
+        token = SampledToken(token_id=7)
+        return [ChunkOutput(token=token if last else None) for last in self.launched.is_last]
 
 
 @dataclass
@@ -282,7 +282,7 @@ class GuardedRunner:
     def launch(self, step: Step) -> GuardedStep:
         with self.card.step() as guard:
             launched = self.runner.launch(step)
-        self.steps.append(GuardedStep(launched.draw, guard.varlen_calls))
+        self.steps.append(GuardedStep(launched, guard.varlen_calls))
         return self.steps[-1]
 
     def check_device(self) -> None:

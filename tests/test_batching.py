@@ -69,6 +69,20 @@ def run_beside_one_that_fails(engine: Engine) -> dict[str, list[int]]:
 
 
 @pytest.mark.usefixtures("spoiling")
+def test_nan_in_a_long_prompt_reaches_nobody_who_begins_alike(tmp_path: Path) -> None:
+    rig = Rig(make_checkpoint("qwen2_5_vl", tmp_path))
+    engine, _ = rig.engine(max_tokens=32)
+    bad, good = (rig.image_prompt([length], seed=length) for length in (120, 40))
+    good.token_ids[:20] = bad.token_ids[:20]
+    bad.token_ids[24] = SPOILT  # in the first of four chunks, whose mask hides no NaN
+    engine.add(greedy(bad, "bad", 2))
+    (failed,) = engine.step()
+    assert isinstance(failed.error, InternalError)
+    engine.add(greedy(good, "good", 12))
+    assert run_beside_one_that_fails(engine) == {"good": rig.generate(good, 12)}
+
+
+@pytest.mark.usefixtures("spoiling")
 def test_nan_in_a_request_reaches_neither_its_neighbours_nor_who_gets_its_blocks(
     tmp_path: Path,
 ) -> None:

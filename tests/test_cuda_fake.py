@@ -71,9 +71,10 @@ def guarded(fake: FakeRig) -> tuple[GuardedRunner, LoggedRunner]:
 def test_no_step_waits_for_the_card(guarded: tuple[GuardedRunner, LoggedRunner]) -> None:
     runner, logged = guarded
     assert logged.mixed and logged.cut_media
-    draws = [step.draw for step in runner.steps if step.draw]
+    launched = [step.launched for step in runner.steps]
+    draws = [each.draw for each in launched if each.draw]
     answers = [draw.token_ids for draw in draws]
-    assert {draw.is_valid.device for draw in draws} == {CUDA}
+    assert {each.is_valid.device for each in launched} == {CUDA}
     assert any(draw.logprobs and draw.logprobs.chosen.device == CUDA for draw in draws)
     assert all((each.device, each.dtype) == (CUDA, torch.int64) for each in answers)
     assert max(len(each) for each in answers) == 6

@@ -15,6 +15,8 @@ from litevl.engine.engine import QUEUE_S, Engine
 from litevl.engine.scheduler import Scheduler
 from litevl.errors import ContextLengthError, QueueFullError, UnavailableError
 from litevl.sequence import (
+    Chunk,
+    ChunkOutput,
     FinishReason,
     Prompt,
     SampledToken,
@@ -29,11 +31,11 @@ TIMEOUT_S = 20.0  # a hang fails the test; nothing here takes long
 
 
 @dataclass
-class Tokens:
-    ids: list[int]
+class Computed:
+    chunks: list[ChunkOutput]
 
-    def wait(self) -> list[SampledToken]:
-        return [SampledToken(token_id=i) for i in self.ids]
+    def wait(self) -> list[ChunkOutput]:
+        return self.chunks
 
 
 @dataclass
@@ -44,11 +46,15 @@ class ScriptedRunner:
     steps: list[Step] = field(default_factory=list)
     end_after: int = 10**9
 
-    def launch(self, step: Step) -> Tokens:
+    def launch(self, step: Step) -> Computed:
         self.steps.append(step)
         self.before(step)
-        lengths = [len(c.sequence.output_token_ids) for c in step.chunks if c.is_last]
-        return Tokens([EOS if length >= self.end_after else length for length in lengths])
+        return Computed([self._computed(chunk) for chunk in step.chunks])
+
+    def _computed(self, chunk: Chunk) -> ChunkOutput:
+        length = len(chunk.sequence.output_token_ids)
+        token = SampledToken(token_id=EOS if length >= self.end_after else length)
+        return ChunkOutput(token=token if chunk.is_last else None)
 
     def check_device(self) -> None:
         """It is there."""

@@ -13,8 +13,8 @@ from conftest import Watch
 from litevl.engine.engine import STALL_AFTER_S, Engine
 from litevl.errors import DeviceLostError, InternalError, UnavailableError
 from litevl.health import Health
-from litevl.sequence import FinishReason, SampledToken, Sequence, Step, StepOutput
-from test_engine import TIMEOUT_S, Clock, Outbox, ScriptedRunner, Tokens, engine, request
+from litevl.sequence import Chunk, ChunkOutput, FinishReason, Sequence, Step, StepOutput
+from test_engine import TIMEOUT_S, Clock, Outbox, ScriptedRunner, engine, request
 
 EIGHT = [f"request {number}" for number in range(8)]
 VICTIM = EIGHT[5]
@@ -128,20 +128,10 @@ def test_without_any_memory_every_request_is_turned_away_and_the_engine_lives() 
 class Spoiler(ScriptedRunner):
     """Gives the victim's third token without usable logits."""
 
-    def launch(self, step: Step) -> Tokens:
-        tokens = super().launch(step)
-        rows = [c.sequence for c in step.chunks if c.is_last]
-        spoilt = [s.request_id == VICTIM and len(s.output_token_ids) == 2 for s in rows]
-        return SpoiltTokens(tokens.ids, spoilt)
-
-
-@dataclass
-class SpoiltTokens(Tokens):
-    spoilt: list[bool]
-
-    def wait(self) -> list[SampledToken]:
-        pairs = zip(self.ids, self.spoilt, strict=True)
-        return [SampledToken(token_id=i, is_valid=not spoilt) for i, spoilt in pairs]
+    def _computed(self, chunk: Chunk) -> ChunkOutput:
+        sequence = chunk.sequence
+        is_spoilt = sequence.request_id == VICTIM and len(sequence.output_token_ids) == 2
+        return replace(super()._computed(chunk), is_valid=not is_spoilt)
 
 
 def test_a_row_without_usable_logits_ends_its_request_alone() -> None:

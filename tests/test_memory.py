@@ -94,7 +94,7 @@ def test_a_step_without_memory_is_tried_again_without_what_is_only_kept() -> Non
             tried.append(weakref.ref(activations))
             if kept:
                 raise torch.OutOfMemoryError
-            return Launched(None)
+            return Launched(torch.ones(0, dtype=torch.bool), (), None)
 
     assert Short(model, none, none, features).launch(Step(chunks=())).wait() == []
     assert len(tried) == 2

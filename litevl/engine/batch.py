@@ -38,7 +38,8 @@ class PackedBatch:
     attention: AttentionBatch
     media_rows: Tensor  # (M,) int64: rows that take features instead of embeddings
     media_spans: tuple[MediaSpan, ...]  # where those features come from, in order
-    sample_rows: Tensor  # (S,) int64
+    ends: Tensor  # (B,) int64: the last row of each chunk
+    last: Tensor  # (S,) int64: the chunks that are the last of their sequences
     sampled: tuple[Sequence, ...]
 
 
@@ -59,7 +60,8 @@ def pack(
         attention=_attention(chunks, ends, cache, backend, device),
         media_rows=stage(rows, device),
         media_spans=spans,
-        sample_rows=stage(ends[sampled] - 1, device),
+        ends=stage(ends - 1, device),
+        last=stage(np.asarray(sampled, dtype=np.int64), device),
         sampled=tuple(chunks[i].sequence for i in sampled),
     )
 

@@ -24,7 +24,16 @@ from litevl.errors import (
 )
 from litevl.health import EngineStats, Health
 from litevl.logs import FRAMES
-from litevl.sequence import Chunk, Deliver, FinishReason, SampledToken, Sequence, Step, StepOutput
+from litevl.sequence import (
+    Chunk,
+    ChunkOutput,
+    Deliver,
+    FinishReason,
+    SampledToken,
+    Sequence,
+    Step,
+    StepOutput,
+)
 
 logger = logging.getLogger("litevl.engine")
 
@@ -35,8 +44,8 @@ QUEUE_S = 60.0  # in the queue without having run: whoever asked has given up, o
 class Launched(Protocol):
     """A forward pass under way."""
 
-    def wait(self) -> list[SampledToken]:
-        """Block until it is done: one token for every chunk that is the last of its sequence."""
+    def wait(self) -> list[ChunkOutput]:
+        """Block until it is done; what came of each chunk, in order."""
 
 
 class Runner(Protocol):
@@ -231,13 +240,13 @@ class Engine:
         """Launch and collect. A step that fails is repeated in halves, until it is known who fails
         alone; the others notice nothing."""
         try:
-            sampled = self._runner.launch(step).wait()
+            computed = self._runner.launch(step).wait()
         except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
             self._runner.check_device()
             if len(step.chunks) == 1:
                 return [self._fail(step.chunks[0].sequence, error)]
         else:
-            return self.collect(step, sampled)
+            return self.collect(step, computed)
         # Only here is the error gone, whose frames held what the step had allocated.
         self._num_divided += 1
         return [output for half in self._halves(step) for output in self._compute(half)]
@@ -253,19 +262,18 @@ class Engine:
             missing = tuple(e for e in wanted if e.key not in self.scheduler.encoder_cache)
             yield Step(chunks=chunks, encode=missing)
 
-    def collect(self, step: Step, sampled_tokens: list[SampledToken]) -> list[StepOutput]:
+    def collect(self, step: Step, computed: list[ChunkOutput]) -> list[StepOutput]:
         """Note what a finished step computed, and say what is new."""
-        tokens = iter(sampled_tokens)
-        sampled = [(chunk, next(tokens) if chunk.is_last else None) for chunk in step.chunks]
-        return [output for chunk, token in sampled if (output := self._advance(chunk, token))]
+        pairs = zip(step.chunks, computed, strict=True)
+        return [output for chunk, each in pairs if (output := self._advance(chunk, each))]
 
-    def _advance(self, chunk: Chunk, token: SampledToken | None) -> StepOutput | None:
+    def _advance(self, chunk: Chunk, computed: ChunkOutput) -> StepOutput | None:
         sequence = chunk.sequence
-        if token and not token.is_valid:
-            return self._fail(sequence, ValueError("no usable logits"), is_spoiled=True)
+        if not computed.is_valid:
+            return self._fail(sequence, ValueError("no usable numbers"), is_spoiled=True)
         try:
             self.scheduler.complete(chunk)
-            return self._append(sequence, token) if token else None
+            return self._append(sequence, computed.token) if computed.token else None
         except Exception as error:  # noqa: BLE001 - and one bad token: a grammar is foreign code
             return self._fail(sequence, error)
 

@@ -18,7 +18,7 @@ from litevl.engine.sampler import Draw, Sampler
 from litevl.errors import DeviceLostError
 from litevl.models.attention import KVCache
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import MediaKey, SampledToken, Step
+from litevl.sequence import ChunkOutput, MediaKey, Step
 
 # How the host's allocator and cuBLAS say it.
 NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
@@ -26,14 +26,20 @@ NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step under way."""
+    """A step under way, of B chunks."""
 
-    draw: Draw | None  # None when no sequence is complete
+    is_valid: Tensor  # (B,) bool
+    is_last: tuple[bool, ...]  # of each chunk: a token was sampled at its end
+    draw: Draw | None  # None when none was
 
-    def wait(self) -> list[SampledToken]:
-        """Block until the step is done; one token for each sampled sequence, in chunk order."""
+    def wait(self) -> list[ChunkOutput]:
+        """Block until the step is done; what came of each chunk, in order."""
         with _memory_told():
-            return self.draw.read() if self.draw else []
+            tokens = iter(self.draw.read() if self.draw else ())
+            return [
+                ChunkOutput(is_valid=is_valid, token=next(tokens) if is_last else None)
+                for is_valid, is_last in zip(self.is_valid.tolist(), self.is_last, strict=True)
+            ]
 
 
 class Runner:
@@ -83,19 +89,23 @@ class Runner:
             batch.media_rows,
             self._features(batch),
         )
+        ends = hidden.index_select(0, batch.ends)
+        # A chunk's last row sees all keys and values of its sequence, so any NaN in them.
+        is_valid = ~ends.isnan().any(dim=-1)
+        is_last = tuple(chunk.is_last for chunk in step.chunks)
         if not batch.sampled:
-            return Launched(None)
-        logits = self._model.logits(hidden.index_select(0, batch.sample_rows))
-        return Launched(self._sampler.sample(logits, batch.sampled))
+            return Launched(is_valid, is_last, None)
+        logits = self._model.logits(ends.index_select(0, batch.last))
+        draw = self._sampler.sample(logits, batch.sampled)
+        is_valid = is_valid.index_copy(0, batch.last, draw.is_valid)
+        return Launched(is_valid, is_last, draw)
 
     def _encode(self, step: Step) -> None:
         if not step.encode:
             return
         encoded = self._model.encode([each.item for each in step.encode])
         for each, features in zip(step.encode, encoded, strict=True):
-            # A copy of its own: a part of a larger tensor would keep all of it from being freed.
-            own = features.clone() if len(encoded) > 1 else features
-            self._encoder_cache.put(each.key, own, own.nbytes)
+            self._encoder_cache.put(each.key, features, features.nbytes)
 
     def _features(self, batch: PackedBatch) -> Tensor:
         """The features of the batch's placeholder rows: (M, hidden * (1 + deepstack levels))."""

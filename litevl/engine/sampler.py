@@ -60,12 +60,11 @@ class Draw:
     logprobs: Logprobs | None = None
 
     def read(self) -> list[SampledToken]:
-        """The tokens, in order. Waits for the device."""
+        """The tokens, in order; those of invalid rows mean nothing. Waits for the device."""
         logprobs = self.logprobs.read() if self.logprobs else {}
-        pairs = zip(self.token_ids.tolist(), self.is_valid.tolist(), strict=True)
         return [
-            SampledToken(token_id=token, is_valid=valid, logprobs=logprobs.get(row))
-            for row, (token, valid) in enumerate(pairs)
+            SampledToken(token_id=token, logprobs=logprobs.get(row))
+            for row, token in enumerate(self.token_ids.tolist())
         ]
 
 
