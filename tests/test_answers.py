@@ -228,6 +228,19 @@ def test_without_tools_or_with_none_to_be_called_a_call_is_text(rig: Rig) -> Non
         assert rig.preprocessor.seen[-1].tools == ()
 
 
+def test_a_call_that_had_to_be_made_and_was_cut_off_leaves_no_marker_in_the_content(
+    rig: Rig,
+) -> None:
+    rig.engine.script = lambda sequence: say(CALL)
+    for length in range(1, len(CALL.encode())):
+        asked = {"tools": [TOOL], "tool_choice": "required", "max_tokens": length}
+        choice = rig.chat(**asked).json()["choices"][0]
+        streamed = joined(chunks(rig.chat(**asked, stream=True)))
+        assert choice["finish_reason"] == streamed["reason"] == "length"
+        assert not choice["message"]["content"] and not streamed["content"]
+        assert bool(choice["message"].get("tool_calls")) == (length >= CALL.index(","))
+
+
 def test_a_tool_that_must_be_called_is_a_grammar(rig: Rig) -> None:
     rig.engine.script = lambda sequence: say(CALL)
     assert rig.chat(tools=[TOOL], tool_choice="required").json()["choices"][0]["finish_reason"] == (

@@ -13,7 +13,7 @@ turns out not to be one is given back, tag and all, to the text it stood in.
 import json
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from litevl.api.tool_text import (
     END_FUNCTION,
@@ -121,18 +121,21 @@ class AnswerReader:
         tools: tuple[Tool, ...] = (),
         tool_format: ToolFormat | None = None,
         max_calls: int | None = None,
+        only_calls: bool = False,
         reasoning_in_content: bool = False,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """`is_thinking`: the prompt ended inside `<think>`. No `tool_format`: calls are text.
 
-        Calls beyond `max_calls` are read and dropped. `reasoning_in_content`: what the model thinks
-        is content, tags included, and so is the `<think>` that the prompt ended with.
+        Calls beyond `max_calls` are read and dropped. `only_calls`: nothing else can follow the
+        thought, so what is cut off before it is one is no content. `reasoning_in_content`: what the
+        model thinks is content, tags included, and so is the `<think>` that the prompt ended with.
         """
         self.is_reasoning = is_thinking and not reasoning_in_content
         self.num_calls = 0  # that were sent
         self._has_thought = is_thinking
         self._in_content = reasoning_in_content
+        self._has_content = not only_calls or (is_thinking and reasoning_in_content)
         self._types = ParameterTypes(tools)
         self._max_calls = max_calls
         self._new_id = new_id
@@ -240,7 +243,7 @@ class AnswerReader:
         return tag
 
     def _say(self, channel: type[Reasoning | Content], text: str) -> None:
-        if text:
+        if text and (self._has_content or channel is Reasoning):
             self._put(channel(text))
 
     def _put(self, piece: Piece) -> None:
@@ -284,12 +287,12 @@ class AnswerReader:
         if self._call.is_kept:
             self._put(CallStart(self.num_calls, self._new_id(), name))
             self.num_calls += 1
-        self._argue(self._call.held)
+        self._argue("".join(self._call.held))
 
     def _argue(self, text: str) -> None:
         """Send a part of the arguments, or hold it until the name is known."""
         if not self._call.is_named:
-            self._call.held += text
+            self._call.held.append(text)
         elif self._call.is_kept and text:
             self._put(CallArguments(self.num_calls - 1, text))
 
@@ -348,4 +351,4 @@ class _Call:
 
     is_named: bool = False
     is_kept: bool = False
-    held: str = ""  # arguments that came before the name
+    held: list[str] = field(default_factory=list)  # arguments that came before the name

@@ -20,7 +20,7 @@ from litevl.api.receipts import receipts
 from litevl.api.records import record_of
 from litevl.api.responses import ChatForm
 from litevl.api.service import Service
-from litevl.sequence import FinishReason
+from litevl.sequence import FinishReason, ToolGrammar
 
 
 async def accept_chat(
@@ -40,6 +40,7 @@ async def accept_chat(
     prepare = partial(backend.preprocessor.prepare, request.conversation, media)
     prompt = await service.in_worker(prepare)
     tools, tool_format = request.conversation.tools, backend.preprocessor.tool_format
+    grammar = request.grammar(tool_format)
     more: JSONObject = {}
     if request.wants_receipt:
         more = {"litevl": {"media": receipts(media, prompt.media)}}
@@ -55,9 +56,10 @@ async def accept_chat(
             tools=tools,
             tool_format=tool_format if tools else None,
             max_calls=None if request.parallel_tool_calls else 1,
+            only_calls=isinstance(grammar, ToolGrammar),
             reasoning_in_content=reasoning_in_content,
         ),
-        grammar=request.grammar(tool_format),
+        grammar=grammar,
         grammar_param=request.grammar_param,
         prompt_param="messages",
         # A tool that had to be called by its name is no reason of its own, as OpenAI has it.

@@ -51,7 +51,8 @@ class MediaPolicy:
         """Choose size and frames.
 
         A clip of a single frame is that frame twice: the model looks at frames in pairs.
-        Raises `InvalidValueError` with `param` when the keys ask what the clip does not have.
+        Raises `InvalidValueError` when the keys ask what it does not have, naming the part, which
+        is `param`, and the key.
         """
         try:
             if probe.kind == "image":
@@ -61,7 +62,7 @@ class MediaPolicy:
             height, width = self._frame_size(probe, options, len(indices))
             return MediaPlan(frame_indices=indices, width=width, height=height)
         except InvalidValueError as error:
-            error.param = param
+            error.param = f"{param}.{error.param}" if error.param else param
             raise
 
     def within(self, max_tokens: int, probe: Probe) -> "MediaPolicy":
@@ -115,7 +116,11 @@ class MediaPolicy:
     def _fixed_size(self, height: int, width: int, cap: float) -> tuple[int, int]:
         least = qwen.IMAGE_MIN_TOKEN_NUM * self._token_pixels
         most = qwen.IMAGE_MAX_TOKEN_NUM * self._token_pixels
-        return self._fit(height, width, least, min(most, cap))
+        try:
+            return self._fit(height, width, least, min(most, cap))
+        except InvalidValueError as error:
+            error.param = "resized_height"
+            raise
 
     def _fit(self, height: int, width: int, least: float, most: float) -> tuple[int, int]:
         """Qwen's `smart_resize`, but it never rounds above `most` nor to nothing."""
@@ -157,7 +162,9 @@ class MediaPolicy:
         except ValueError:
             seconds = probe.num_frames / probe.fps
             message = "video_start must lie before video_end, with at least two frames between them"
-            raise InvalidValueError(f"{message}; the clip is {seconds:.2f} s long") from None
+            key = "video_end" if options.video_start is None else "video_start"
+            message = f"{message}; the clip is {seconds:.2f} s long"
+            raise InvalidValueError(message, param=key) from None
         nframes = self._num_frames(probe, options, count, probe.fps)
         indices = torch.linspace(first, last, nframes).round().long()  # as its decord reader does
         return tuple(indices.clamp(max=probe.num_frames - 1).tolist())
@@ -177,7 +184,9 @@ class MediaPolicy:
         except ValueError:
             most = count // 2 * 2  # models look at pairs
             message = f"nframes and max_frames must leave an even number of frames, 2 to {most}"
-            raise InvalidValueError(f"{message}: the clip has {count} to choose from") from None
+            key = "max_frames" if options.nframes is None else "nframes"
+            message = f"{message}: the clip has {count} to choose from"
+            raise InvalidValueError(message, param=key) from None
 
     def _max_frames(self, probe: Probe, options: MediaOptions, seconds: float) -> int:
         """The server's cap: its flags, and as many as can be legible in half the context."""
