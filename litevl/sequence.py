@@ -431,7 +431,3 @@ class Step:
 
     chunks: tuple[Chunk, ...]  # decodes first
     encode: tuple[Encode, ...] = ()  # what the vision tower must see first
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)

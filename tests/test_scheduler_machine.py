@@ -327,7 +327,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.reached["shared by running sequences"] += shared
 
     def _check_plan(self, step: Step, decoding: list[Sequence]) -> None:
-        assert 0 < step.num_tokens <= self.limits.max_tokens
+        assert 0 < sum(chunk.length for chunk in step.chunks) <= self.limits.max_tokens
         sequences = [chunk.sequence for chunk in step.chunks]
         assert sequences[: len(decoding)] == decoding, "a decode has to wait"
         assert self.scheduler.running[0] in sequences, "the oldest has to wait"

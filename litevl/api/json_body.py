@@ -23,9 +23,7 @@ from typing import NoReturn
 from litevl.errors import InvalidJSONError, InvalidValueError
 
 MAX_DEPTH = 128  # beyond any schema that people write, and far from where recursion ends
-MAX_QUOTES = (
-    200_000  # where the repair gives up: bodies are large by their pictures, not their count
-)
+MAX_QUOTES = 200_000  # where the repair gives up: bodies are large by pictures, not their count
 # What the parser may do without a pause, some 30 ms each:
 MAX_CONTAINERS = 50_000
 MAX_NAMES = 100_000  # of members of objects

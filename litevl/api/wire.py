@@ -53,9 +53,7 @@ class Limits:
     linger_s: float = 2.0  # after a refusal: a close at once would reset it before it is read
     ahead: int = 64 * 2**10  # bytes of later requests that are read while one is answered
     connections: int = 1024  # each costs a file and some 10 KiB; sixteen times what runs at once
-    refused_connections: int = (
-        256  # beyond these, that are told so, if none of the others is silent
-    )
+    refused_connections: int = 256  # beyond these, told so, if none of the others is silent
 
 
 class Phase(Enum):

@@ -137,9 +137,8 @@ def check_disk(num_bytes: int, folder: Path) -> None:
 @contextmanager
 def _explained(config: Config) -> Iterator[None]:
     """What a hub's client raises, in one line that says what to do."""
-    names: Any = (
-        errors  # its base class is httpx's or httpx2's, as huggingface_hub's version has it
-    )
+    # Its base class is httpx's or httpx2's, as huggingface_hub's version has it.
+    names: Any = errors
     model, hub = config.model, constants.ENDPOINT
     try:
         yield

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-SCRATCH = (
-    3 * 2**29
-)  # bytes of one step beside weights and cache: an allowance, measured nowhere yet
+# Bytes of one step beside weights and cache: an allowance, measured nowhere yet.
+SCRATCH = 3 * 2**29
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
