@@ -65,6 +65,11 @@ class Cache(Generic[Key, Value]):
             del self._holders[key]
             self._evict()
 
+    def forget(self, key: Key) -> None:
+        """Let go of a value that proved to be bad; whoever still holds it finds out as well."""
+        if key in self._values and key not in self._holders:
+            self.used -= self._values.pop(key)[1]
+
     def clear(self) -> None:
         """Forget what nobody holds, as when the device has run out of memory."""
         self._shrink(0)

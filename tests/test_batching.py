@@ -1,6 +1,7 @@
 """Requests share forward passes over a real model: nobody waits for another's answer to end."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from litevl.engine.engine import Engine
 from litevl.errors import InternalError
 from litevl.models.qwen_vl import QwenVL
-from litevl.sequence import StepOutput
+from litevl.sequence import MediaItem, StepOutput
 from rig import Rig, greedy
 from tiny_models import make_checkpoint
 
@@ -80,6 +81,25 @@ def test_nan_in_a_long_prompt_reaches_nobody_who_begins_alike(tmp_path: Path) ->
     assert isinstance(failed.error, InternalError)
     engine.add(greedy(good, "good", 12))
     assert run_beside_one_that_fails(engine) == {"good": rig.generate(good, 12)}
+
+
+def test_a_picture_whose_features_were_once_nan_is_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(make_checkpoint("qwen2_5_vl", tmp_path))
+    engine, _ = rig.engine()
+    prompt = rig.image_prompt([5, (1, 8, 8), 7])
+    expected = {"good": rig.generate(prompt, 8)}
+    plain, bad = QwenVL.encode, [torch.nan]
+
+    def encode(model: QwenVL, items: Sequence[MediaItem]) -> list[Tensor]:
+        return [features + (bad.pop() if bad else 0) for features in plain(model, items)]
+
+    monkeypatch.setattr(QwenVL, "encode", encode)
+    for name in ("bad", "good"):
+        engine.add(greedy(prompt, name, 8))
+        outputs = run_beside_one_that_fails(engine)
+    assert outputs == expected
 
 
 @pytest.mark.usefixtures("spoiling")

@@ -96,6 +96,19 @@ def test_a_chunk_ends_before_a_picture_that_the_encoder_budget_cannot_take() -> 
     assert (step.chunks[0].length, len(step.encode)) == (12, 1)
 
 
+def test_nothing_is_encoded_for_a_sequence_that_gets_no_tokens() -> None:
+    each = scheduler(100)
+    seen = finished(each, sequence("seen", 8, (1, 6)))  # whose features nobody keeps
+    again = Sequence(request_id="again", prompt=seen.prompt, params=seen.params)
+    each.add(sequence("first", 60, (1, 8), (9, 1)))
+    each.add(again)
+    run(each, one_step(each))
+    assert (again.status, again.num_computed) == (SequenceStatus.RUNNING, 4), "amid its picture"
+    step = one_step(each)  # the first takes all tokens, and leaves room in the encoder
+    assert [(chunk.sequence.request_id, chunk.length) for chunk in step.chunks] == [("first", 10)]
+    assert len(step.encode) == 1 and not again.held_media
+
+
 def test_a_picture_larger_than_both_budgets_still_runs_alone_and_in_chunks() -> None:
     each = scheduler(100)
     each.add(sequence("large", 60, (1, 50)))

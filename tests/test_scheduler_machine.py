@@ -143,13 +143,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.clients)
     @rule(pick=PICKS)
-    def step_with_bad_logits(self, pick: int) -> None:
-        """One row is NaN: what its sequence computed must not serve anybody."""
+    def step_with_a_bad_chunk(self, pick: int) -> None:
+        """One ends in NaN: what its sequence computed must not serve anybody."""
         step = self._schedule()
         self._launch(step)
-        last = [chunk.sequence for chunk in step.chunks if chunk.is_last]
-        if last:
-            victim = last[pick % len(last)]
+        if step.chunks:
+            victim = step.chunks[pick % len(step.chunks)].sequence
             self.spoiled.update(victim.blocks)
             self._end(victim, is_spoiled=True)
             self.check()

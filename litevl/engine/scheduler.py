@@ -80,6 +80,8 @@ class Scheduler:
             if is_spoiled:
                 self.pool.forget(sequence.blocks)
             self._release(sequence)
+            for item in sequence.prompt.media if is_spoiled else ():
+                self.encoder_cache.forget(sequence.media_key(item))
         self._chains.pop(sequence, None)
         sequence.status = SequenceStatus.FINISHED
 
@@ -221,7 +223,7 @@ class _Plan:
         """Plan as many of the sequence's remaining tokens as the budgets allow, perhaps none."""
         start = sequence.num_computed
         length = min(sequence.num_remaining, self._tokens)
-        if start < len(sequence.prompt):
+        if length and start < len(sequence.prompt):
             length = self._fit_media(sequence, start, length)
         if length > 0:
             self._chunks.append(Chunk(sequence=sequence, start=start, length=length))
