@@ -1,6 +1,8 @@
 """The KV plan takes what the machine has, and says in numbers when that is too little."""
 
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,6 +79,45 @@ def test_on_the_cpu_kernels_that_are_still_to_come_are_counted_before_the_cache(
 ) -> None:
     monkeypatch.setattr(memory, "memory", lambda: Memory(total=0, free=free * MIB))
     model: Any = SimpleNamespace(device=torch.device("cpu"))
+    assert memory.kv_budget(model, Config(), 4096) == budget * MIB
+
+
+@dataclass(frozen=True)
+class Card:
+    """A CUDA card: what torch says of it before and after the largest step, in MiB."""
+
+    free: int
+    reserved: int  # by us
+    peak: int
+    total: int = 80_000
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: dict[str, Callable[[torch.device], object]] = {
+            "mem_get_info": lambda device: (self.free * MIB, self.total * MIB),
+            "memory_reserved": lambda device: self.reserved * MIB,
+            "max_memory_allocated": lambda device: self.peak * MIB,
+            "reset_peak_memory_stats": lambda device: None,
+            "synchronize": lambda device: None,
+        }
+        for name, call in calls.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(memory, "run_largest_step", lambda model, **sizes: None)
+
+
+@pytest.mark.parametrize(
+    ("card", "budget"),
+    [
+        (Card(free=60_000, reserved=20_000, peak=22_000), 72_000 - 22_000),  # we are alone
+        (Card(free=30_000, reserved=20_000, peak=22_000), 72_000 - 22_000 - 30_000),
+        (Card(free=2_000, reserved=20_000, peak=22_000), 0),
+    ],
+)
+def test_on_a_card_neither_the_largest_step_nor_what_others_hold_is_planned_for(
+    card: Card, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.install(monkeypatch)
+    model: Any = SimpleNamespace(device=torch.device("cuda"))
     assert memory.kv_budget(model, Config(), 4096) == budget * MIB
 
 

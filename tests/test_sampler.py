@@ -249,6 +249,18 @@ def test_a_grammar_holds_whatever_is_likelier_and_whoever_is_beside(temperature:
     assert [bound[0], bound[2]] == [free[0], free[2]]
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("cut", [{"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.01}, {}], ids=str)
+def test_a_token_without_probability_is_never_drawn_whatever_the_number(
+    cut: dict[str, Any], number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in 30 million draws the number is 1 in float32, and 0 has no probability before it."""
+    monkeypatch.setattr("litevl.engine.sampler.uniform", lambda seed, place: number)
+    one = sequence("a", temperature=1.0, **cut)
+    one.mask = Grammar(3, 31, 40)
+    assert token(sampler(), logits(1), one) in (3, 31, 40)
+
+
 def test_a_grammar_that_allows_nothing_leaves_no_valid_token() -> None:
     one = sequence("a", temperature=0.0)
     one.mask = Grammar()
