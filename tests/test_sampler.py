@@ -180,18 +180,36 @@ def test_extreme_parameters_give_a_token(params: dict[str, Any]) -> None:
     assert 0 <= token(sampler(), logits(1) * 50, one) < VOCABULARY
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+EVERY_DRAW: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {},
+    {"top_k": 5},
+    {"top_p": 0.9},
+    {"min_p": 0.1},
+    {"frequency_penalty": 1.0},
+]
+
+
+@pytest.mark.parametrize("params", EVERY_DRAW, ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
 def test_a_row_without_usable_logits_says_so_and_leaves_its_neighbours_alone(
-    poison: float, temperature: float
+    poison: float, params: dict[str, Any]
 ) -> None:
     rows = logits(3)
-    batch = [sequence(str(i), i, temperature=temperature, seed=i) for i in range(3)]
+    batch = [sequence(str(i), i, seed=i, **params) for i in range(3)]
     clean = sampler().sample(rows.clone(), batch).read()
     rows[1, 9 if poison != poison else slice(None)] = poison
     spoilt = sampler().sample(rows, batch).read()
     assert [each.is_valid for each in spoilt] == [True, False, True]
     assert [spoilt[0], spoilt[2]] == [clean[0], clean[2]]
+    assert 0 <= spoilt[1].token_id < VOCABULARY, "a card that is given it to count would be lost"
+
+
+@pytest.mark.parametrize("params", EVERY_DRAW, ids=str)
+def test_a_logit_that_has_grown_to_infinity_is_the_token(params: dict[str, Any]) -> None:
+    row = logits(1)
+    row[0, 9] = float("inf")
+    assert token(sampler(), row, sequence("a", **params)) == 9
 
 
 class Grammar:
@@ -236,6 +254,13 @@ def test_no_stop_token_comes_before_the_least_number_of_tokens(temperature: floa
         tokens.append(token(sampler(), row, one))
         one.output_token_ids.append(tokens[-1])
     assert not stop & set(tokens[:3]) and tokens[3] in stop
+
+
+def test_a_bias_holds_while_no_stop_token_may_come_yet() -> None:
+    bias = ((17, 1.5),)
+    one = sequence("a", logit_bias=bias, min_tokens=3, stop_token_ids=frozenset({5}))
+    changed = processed(torch.zeros(1, VOCABULARY), one)[0]
+    assert changed[[5, 17]].tolist() == [-np.inf, 1.5]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
@@ -284,10 +309,13 @@ def test_logprobs_are_of_the_raw_logits_whatever_was_done_to_them() -> None:
     assert values == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_penalties_count_right_in_a_row_that_is_left_and_come_back_to() -> None:
+@pytest.mark.parametrize("rows", [(0, 0, 0), (0, 1, 0)], ids=str)
+def test_penalties_count_right_in_a_row_that_is_kept_or_left_and_come_back_to(
+    rows: tuple[int, ...],
+) -> None:
     """Preempted twice, a sequence may find its first row untouched, and itself longer by then."""
     each, one = LogitsProcessor(VOCABULARY, 8, CPU), sequence("a", frequency_penalty=1.0)
-    for row in (0, 1, 0):
+    for row in rows:
         one.row = row
         changed = torch.zeros(1, VOCABULARY)
         each.process(changed, [one])
@@ -300,15 +328,19 @@ def test_a_row_that_could_not_be_filled_is_filled_when_the_step_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     each, fill = LogitsProcessor(VOCABULARY, 1, CPU), LogitsProcessor._fill_row
-    each.process(torch.zeros(1, VOCABULARY), [sequence("a", outputs=(8,), presence_penalty=1.0)])
+    before = sequence("a", outputs=(8,), presence_penalty=1.0)
+    each.process(torch.zeros(1, VOCABULARY), [before])
 
-    def fail(*args: object) -> None:
+    def fail(*args: Any) -> None:
         monkeypatch.setattr(LogitsProcessor, "_fill_row", fill)
+        fill(*args)  # at least in part
         raise MemoryError
 
     monkeypatch.setattr(LogitsProcessor, "_fill_row", fail)
     row, one = torch.zeros(1, VOCABULARY), sequence("b", outputs=(7,), presence_penalty=1.0)
     with pytest.raises(MemoryError):
         each.process(row, [one])
-    each.process(row, [one])
-    assert row.nonzero().tolist() == [[0, 7]]
+    for whoever, seen in ((before, 8), (one, 7)):  # the first has lost its row, and comes back
+        row = torch.zeros(1, VOCABULARY)
+        each.process(row, [whoever])
+        assert row.nonzero().tolist() == [[0, seen]]
