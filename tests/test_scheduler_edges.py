@@ -69,3 +69,16 @@ def test_nothing_is_kept_of_a_sequence_that_has_ended_or_left() -> None:
     del ended, aborted
     gc.collect()
     assert [prompt() for prompt in prompts] == [None, None]
+
+
+def test_what_was_found_of_a_prompt_is_counted_when_it_first_runs_and_not_again() -> None:
+    each = added(scheduler(5), sequence("old", 8), sequence("new", 8))
+    while not each.num_preemptions:
+        run(each, one_step(each))
+    (new,) = each.waiting
+    started = new.started
+    each.finish(each.running[0])
+    run(each, one_step(each))
+    assert new in each.running
+    assert (each.prefix_queries, each.prefix_hits) == (16, 0)
+    assert (new.num_cached, new.started) == (0, started)
