@@ -121,6 +121,7 @@ def test_the_largest_step_of_the_memory_plan_runs(
     assert len(sampled) == 8
     assert all(each.params.has_penalties and each.params.logprobs for each in sampled)
     assert [call.max_q for call in guard.varlen_calls if call.is_paged] == [600] * LAYERS
+    assert max(len(call.q) for call in guard.varlen_calls if not call.is_paged) >= 64 * 4
 
 
 # The guard -------------------------------------------------------------------------------------

@@ -10,11 +10,21 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import Watch
+from litevl.cache import Cache
 from litevl.engine.engine import STALL_AFTER_S, Engine
 from litevl.errors import DeviceLostError, InternalError, UnavailableError
 from litevl.health import Health
-from litevl.sequence import Chunk, ChunkOutput, FinishReason, Sequence, Step, StepOutput
-from test_engine import TIMEOUT_S, Clock, Outbox, ScriptedRunner, engine, request
+from litevl.sequence import (
+    Chunk,
+    ChunkOutput,
+    FinishReason,
+    MediaKey,
+    Sequence,
+    Step,
+    StepOutput,
+)
+from scheduler_shadow import media_item
+from test_engine import TIMEOUT_S, Clock, Computed, Outbox, ScriptedRunner, engine, request
 
 EIGHT = [f"request {number}" for number in range(8)]
 VICTIM = EIGHT[5]
@@ -90,6 +100,38 @@ def test_steps_too_large_for_the_memory_are_made_in_parts_and_everybody_is_answe
 
     outputs = run_eight(ScriptedRunner(before=exhaust))
     assert {tuple(tokens(each)) for each in outputs.values()} == {(0, 1, 2, 3, 4)}
+
+
+@dataclass
+class Encoder(ScriptedRunner):
+    """Encodes what it is told to, once its step has not failed."""
+
+    encoded: list[MediaKey] = field(default_factory=list)
+    cache: Cache[MediaKey, object] = field(default_factory=Cache)
+
+    def launch(self, step: Step) -> Computed:
+        computed = super().launch(step)
+        for each in step.encode:
+            self.encoded.append(each.key)
+            self.cache.put(each.key, "features", 1)
+        return computed
+
+
+def test_a_picture_that_the_first_half_encoded_is_not_encoded_again_by_the_second() -> None:
+    def exhaust(step: Step) -> None:
+        if len(step.chunks) > 1:
+            raise MemoryError
+
+    runner = Encoder(before=exhaust)
+    each = engine(runner)
+    runner.cache = each.scheduler.encoder_cache
+    for number, name in enumerate(("one", "two")):
+        sequence = request(name, length=6, token=number)
+        each.add(replace(sequence, prompt=replace(sequence.prompt, media=(media_item("A", [3]),))))
+    while each.num_unfinished:
+        assert all(output.error is None for output in each.step())
+    assert len(runner.steps[0].chunks) == 2 and len(runner.encoded) == 1
+    each.check_idle()
 
 
 class Activations:

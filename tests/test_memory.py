@@ -1,6 +1,8 @@
 """The KV plan takes what the machine has, and says in numbers when that is too little."""
 
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +57,11 @@ def test_a_context_beyond_memory_is_refused_with_numbers() -> None:
         plan(asked_len=2048)
 
 
+def test_a_context_that_just_fits_is_given() -> None:
+    assert plan(asked_len=1024).max_model_len == 1024
+    assert plan(budget=256 * MIB, asked_len=4096).max_model_len == 4096
+
+
 def test_no_memory_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="lower --max-model-len"):
         plan(budget=MIB // 2)
@@ -78,6 +85,77 @@ def test_on_the_cpu_kernels_that_are_still_to_come_are_counted_before_the_cache(
     monkeypatch.setattr(memory, "memory", lambda: Memory(total=0, free=free * MIB))
     model: Any = SimpleNamespace(device=torch.device("cpu"))
     assert memory.kv_budget(model, Config(), 4096) == budget * MIB
+
+
+@dataclass
+class Card:
+    """A CUDA card: what torch says of it after the largest step, in MiB."""
+
+    free: int
+    reserved: int  # by us
+    peak: int
+    total: int = 80_000
+    peak_so_far: int = 75_000  # while the weights were loaded
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: dict[str, Callable[[torch.device], object]] = {
+            "mem_get_info": lambda device: (self.free * MIB, self.total * MIB),
+            "memory_reserved": lambda device: self.reserved * MIB,
+            "max_memory_allocated": lambda device: self.peak_so_far * MIB,
+            "reset_peak_memory_stats": self._reset_peak,
+            "synchronize": lambda device: None,
+        }
+        for name, call in calls.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(memory, "run_largest_step", self._run_largest_step)
+
+    def _reset_peak(self, device: torch.device) -> None:
+        self.peak_so_far = 0
+
+    def _run_largest_step(self, model: object, **sizes: int) -> None:
+        self.peak_so_far = max(self.peak_so_far, self.peak)
+
+
+@pytest.mark.parametrize(
+    ("card", "budget"),
+    [
+        (Card(free=60_000, reserved=20_000, peak=22_000), 72_000 - 22_000),  # we are alone
+        (Card(free=30_000, reserved=20_000, peak=22_000), 72_000 - 22_000 - 30_000),
+        (Card(free=2_000, reserved=20_000, peak=22_000), 0),
+    ],
+)
+def test_on_a_card_neither_the_largest_step_nor_what_others_hold_is_planned_for(
+    card: Card, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.install(monkeypatch)
+    model: Any = SimpleNamespace(device=torch.device("cuda"))
+    assert memory.kv_budget(model, Config(), 4096) == budget * MIB
+
+
+@pytest.mark.parametrize(
+    ("budget", "features", "blocks"), [(800, 100, 700), (16 * 1024, 1024, 15 * 1024)]
+)
+def test_features_and_blocks_share_one_budget_of_which_features_take_a_bounded_part(
+    budget: int, features: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "kv_budget", lambda model, config, length: budget * MIB)
+    model: Any = SimpleNamespace(
+        config=SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=2**20)),
+        backend=SimpleNamespace(block_size=16),
+        kv_bytes_per_block=lambda: MIB,
+    )
+    made = memory.plan_for(model, Config())
+    assert (made.encoder_bytes, made.num_bytes) == (features * MIB, blocks * MIB)
+
+
+@given(st.integers(1, 10**4))
+def test_the_largest_picture_has_no_fewer_features_than_asked(count: int) -> None:
+    vision = SimpleNamespace(
+        spatial_merge_size=2, temporal_patch_size=2, patch_size=1, in_channels=3
+    )
+    model: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    assert memory.largest_item(model, count).num_tokens >= count
 
 
 def test_a_step_without_memory_is_tried_again_without_what_is_only_kept() -> None:

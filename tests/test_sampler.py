@@ -180,18 +180,38 @@ def test_extreme_parameters_give_a_token(params: dict[str, Any]) -> None:
     assert 0 <= token(sampler(), logits(1) * 50, one) < VOCABULARY
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+EVERY_DRAW: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {},
+    {"top_k": 5},
+    {"top_p": 0.9},
+    {"min_p": 0.1},
+    {"frequency_penalty": 1.0},
+]
+
+
+@pytest.mark.parametrize("params", EVERY_DRAW, ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
 def test_a_row_without_usable_logits_says_so_and_leaves_its_neighbours_alone(
-    poison: float, temperature: float
+    poison: float, params: dict[str, Any]
 ) -> None:
     rows = logits(3)
-    batch = [sequence(str(i), i, temperature=temperature, seed=i) for i in range(3)]
+    batch = [sequence(str(i), i, seed=i, **params) for i in range(3)]
     clean = sampler().sample(rows.clone(), batch).read()
     rows[1, 9 if poison != poison else slice(None)] = poison
     spoilt = sampler().sample(rows, batch)
     assert spoilt.is_valid.tolist() == [True, False, True]
     assert spoilt.read()[::2] == clean[::2]
+    assert 0 <= spoilt.read()[1].token_id < VOCABULARY, (
+        "a card that is given it to count would be lost"
+    )
+
+
+@pytest.mark.parametrize("params", EVERY_DRAW, ids=str)
+def test_a_logit_that_has_grown_to_infinity_is_the_token(params: dict[str, Any]) -> None:
+    row = logits(1)
+    row[0, 9] = float("inf")
+    assert token(sampler(), row, sequence("a", **params)) == 9
 
 
 class Grammar:
@@ -238,6 +258,13 @@ def test_no_stop_token_comes_before_the_least_number_of_tokens(temperature: floa
     assert not stop & set(tokens[:3]) and tokens[3] in stop
 
 
+def test_a_bias_holds_while_no_stop_token_may_come_yet() -> None:
+    bias = ((17, 1.5),)
+    one = sequence("a", logit_bias=bias, min_tokens=3, stop_token_ids=frozenset({5}))
+    changed = processed(torch.zeros(1, VOCABULARY), one)[0]
+    assert changed[[5, 17]].tolist() == [-np.inf, 1.5]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_a_grammar_holds_whatever_is_likelier_and_whoever_is_beside(temperature: float) -> None:
     rows = logits(3)
@@ -247,6 +274,18 @@ def test_a_grammar_holds_whatever_is_likelier_and_whoever_is_beside(temperature:
     bound = sampler().sample(rows, batch).read()
     assert bound[1].token_id in (3, 31, 40, 63)
     assert [bound[0], bound[2]] == [free[0], free[2]]
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("cut", [{"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.01}, {}], ids=str)
+def test_a_token_without_probability_is_never_drawn_whatever_the_number(
+    cut: dict[str, Any], number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in 30 million draws the number is 1 in float32, and 0 has no probability before it."""
+    monkeypatch.setattr("litevl.engine.sampler.uniform", lambda seed, place: number)
+    one = sequence("a", temperature=1.0, **cut)
+    one.mask = Grammar(3, 31, 40)
+    assert token(sampler(), logits(1), one) in (3, 31, 40)
 
 
 def test_a_grammar_that_allows_nothing_leaves_no_valid_token() -> None:
@@ -271,10 +310,13 @@ def test_logprobs_are_of_the_raw_logits_whatever_was_done_to_them() -> None:
     assert values == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_penalties_count_right_in_a_row_that_is_left_and_come_back_to() -> None:
+@pytest.mark.parametrize("rows", [(0, 0, 0), (0, 1, 0)], ids=str)
+def test_penalties_count_right_in_a_row_that_is_kept_or_left_and_come_back_to(
+    rows: tuple[int, ...],
+) -> None:
     """Preempted twice, a sequence may find its first row untouched, and itself longer by then."""
     each, one = LogitsProcessor(VOCABULARY, 8, CPU), sequence("a", frequency_penalty=1.0)
-    for row in (0, 1, 0):
+    for row in rows:
         one.row = row
         changed = torch.zeros(1, VOCABULARY)
         each.process(changed, [one])
@@ -287,15 +329,19 @@ def test_a_row_that_could_not_be_filled_is_filled_when_the_step_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     each, fill = LogitsProcessor(VOCABULARY, 1, CPU), LogitsProcessor._fill_row
-    each.process(torch.zeros(1, VOCABULARY), [sequence("a", outputs=(8,), presence_penalty=1.0)])
+    before = sequence("a", outputs=(8,), presence_penalty=1.0)
+    each.process(torch.zeros(1, VOCABULARY), [before])
 
-    def fail(*args: object) -> None:
+    def fail(*args: Any) -> None:
         monkeypatch.setattr(LogitsProcessor, "_fill_row", fill)
+        fill(*args)  # at least in part
         raise MemoryError
 
     monkeypatch.setattr(LogitsProcessor, "_fill_row", fail)
     row, one = torch.zeros(1, VOCABULARY), sequence("b", outputs=(7,), presence_penalty=1.0)
     with pytest.raises(MemoryError):
         each.process(row, [one])
-    each.process(row, [one])
-    assert row.nonzero().tolist() == [[0, 7]]
+    for whoever, seen in ((before, 8), (one, 7)):  # the first has lost its row, and comes back
+        row = torch.zeros(1, VOCABULARY)
+        each.process(row, [whoever])
+        assert row.nonzero().tolist() == [[0, seen]]

@@ -78,7 +78,7 @@ def plan_kv(
     useful = max_num_seqs * whole
     num_blocks = min(affordable, asked_blocks or useful)
     fits = num_blocks * block_size
-    if fits < (asked_len or min(model_len, block_size)):
+    if fits < (asked_len or 1):
         raise ConfigError(
             f"a context of {wanted_len} tokens needs {amount(whole * bytes_per_block)} "
             f"of KV cache and {amount(budget)} can be had, enough for {fits} tokens: "

@@ -101,7 +101,7 @@ class Sampler:
     ) -> Logprobs:
         num_top = tuple(sequences[row].params.logprobs or 0 for row in rows)
         norm = raw.logsumexp(dim=-1, keepdim=True)
-        top, top_ids = raw.topk(min(max(num_top), self._vocab_size), dim=-1)
+        top, top_ids = raw.topk(max(num_top), dim=-1)
         chosen = raw.gather(1, token_ids[self._stage(rows, np.int64)][:, None])
         return Logprobs(
             rows=tuple(rows),

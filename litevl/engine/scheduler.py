@@ -108,7 +108,7 @@ class Scheduler:
         preemptions = self.num_preemptions
         for sequence in list(self.running):
             decodes = sequence.num_remaining == 1 and sequence.num_computed >= len(sequence.prompt)
-            if decodes and plan.has_tokens and self._grow(sequence):
+            if decodes and self._grow(sequence):
                 plan.take(sequence)
         return preemptions == self.num_preemptions
 
