@@ -11,7 +11,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from litevl.api.admission import Admission, pixels_that_fit
 from litevl.api.ports import Backend
@@ -22,6 +23,7 @@ from litevl.sequence import FinishReason, Sequence, StepOutput
 
 PREPARE_THREADS = 2  # a few prompts at a time: they compete with the engine for the interpreter
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -169,9 +171,10 @@ class Service:
         """A seed for a request that gave none."""
         return self._seeds.getrandbits(63)
 
-    async def in_worker(self, function: Callable[[], T]) -> T:
+    async def in_worker(self, function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Run slow work in one of the few worker threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, function)
+        work = partial(function, *args, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
     def generation(self, backend: Backend, sequences: Many[Sequence]) -> "Generation":
         """What the engine makes of one request's sequences; to be entered by `with`."""
