@@ -15,7 +15,7 @@ from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
 
 def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> None:
     head = AnswerHead(id="x", created=0, model="tiny")
-    writer = AnswerWriter(head, ChatForm(), {})
+    writer = AnswerWriter(head, ChatForm(), (), {})
     score = ScoredToken(b"a", -0.5, (ScoredToken(b"a", -0.5),))
     allocated = []
     tracemalloc.start()
@@ -36,7 +36,7 @@ def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> No
     finally:
         tracemalloc.stop()
     assert median(allocated[-1000:]) <= 2 * median(allocated[:1000])
-    whole = json.loads(b"".join(writer.finish({})))["choices"][0]
+    whole = json.loads(b"".join(writer.finish()))["choices"][0]
     assert whole["message"]["content"] == "a" * 10_000
     assert len(whole["logprobs"]["content"]) == 10_000
 

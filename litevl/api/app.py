@@ -13,12 +13,11 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl import __version__
-from litevl.api.answering import Generating
 from litevl.api.auth import OPEN_PATHS, Authentication, Keys
 from litevl.api.bodies import BodyLimit
 from litevl.api.chat import accept_chat
 from litevl.api.completions import accept_completion
-from litevl.api.exchange import find_model
+from litevl.api.exchange import Endpoint, find_model
 from litevl.api.middleware import AnswerHeaders, Cors, Errors, Recording, normalised
 from litevl.api.openapi import openapi_document
 from litevl.api.overview import page_routes
@@ -26,7 +25,7 @@ from litevl.api.records import Records
 from litevl.api.responses import model_list, model_object
 from litevl.api.service import Service
 from litevl.api.status import StatusEndpoints
-from litevl.api.tokens import Counting, detokenize, input_tokens, tokenize
+from litevl.api.tokens import detokenize, input_tokens, tokenize
 from litevl.config import Config
 from litevl.health import Health
 from litevl.media.budgets import BytesInFlight
@@ -128,9 +127,9 @@ def routes(config: Config, service: Service, records: Records) -> list[Route]:
         Route("/openapi.json", openapi),
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/chat/completions", Generating(service, chat), methods=["POST"]),
-        Route("/chat/completions/input_tokens", Counting(service, input_tokens), methods=["POST"]),
-        Route("/tokenize", Counting(service, tokenize), methods=["POST"]),
-        Route("/detokenize", Counting(service, detokenize), methods=["POST"]),
-        Route("/completions", Generating(service, accept_completion), methods=["POST"]),
+        Route("/chat/completions", Endpoint(service, chat), methods=["POST"]),
+        Route("/chat/completions/input_tokens", Endpoint(service, input_tokens), methods=["POST"]),
+        Route("/tokenize", Endpoint(service, tokenize), methods=["POST"]),
+        Route("/detokenize", Endpoint(service, detokenize), methods=["POST"]),
+        Route("/completions", Endpoint(service, accept_completion), methods=["POST"]),
     ]

@@ -9,18 +9,19 @@ from functools import partial
 from starlette.types import Scope
 
 from litevl.api.answer import AnswerReader
-from litevl.api.answering import Accepted, new_head
+from litevl.api.answering import Generated, new_head
 from litevl.api.auth import caller_of
 from litevl.api.exchange import find_model, parse_body
 from litevl.api.fields import JSONObject
-from litevl.api.fitting import fit_for
 from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest
-from litevl.api.receipts import receipts
 from litevl.api.records import record_of
-from litevl.api.responses import ChatForm
+from litevl.api.responses import ChatForm, receipts
 from litevl.api.service import Service
-from litevl.sequence import FinishReason, ToolGrammar
+from litevl.media.loader import Fit
+from litevl.sequence import FinishReason, PlannedMedia, ToolGrammar
+
+RESERVED = 8  # this part of the context is left for an answer without a limit of its own
 
 
 async def accept_chat(
@@ -30,21 +31,22 @@ async def accept_chat(
     scope: Scope,
     *,
     reasoning_in_content: bool = False,
-) -> Accepted:
+) -> Generated:
     """Check the request, load its media and build its prompt."""
     request = await parse_body(body, scope, ChatCompletionRequest.parse)
     head = new_head("chatcmpl", find_model(backend.card, request.model))
     fit = service.admission.holding(scope, fit_for(service, backend, request))
     media = await backend.media.load(request.media, caller_of(scope), fit)
     record_of(scope).load(media)
-    prepare = partial(backend.preprocessor.prepare, request.conversation, media)
-    prompt = await service.in_worker(prepare)
+    prompt = await service.in_worker(backend.preprocessor.prepare, request.conversation, media)
     tools, tool_format = request.conversation.tools, backend.preprocessor.tool_format
     grammar = request.grammar(tool_format)
     more: JSONObject = {}
     if request.wants_receipt:
         more = {"litevl": {"media": receipts(media, prompt.media)}}
-    return Accepted(
+    return Generated(
+        service=service,
+        backend=backend,
         head=head,
         form=ChatForm(),
         prompts=(prompt,),
@@ -66,3 +68,17 @@ async def accept_chat(
         calls_end_as=FinishReason.STOP if request.tool_choice.name else FinishReason.TOOL_CALLS,
         more=more,
     )
+
+
+def fit_for(service: Service, backend: Backend, request: ChatCompletionRequest) -> Fit | None:
+    """Shrinks a request's media to the room left beside the answer; None if it did not ask."""
+    if not request.fits_media:
+        return None
+    limit = backend.card.max_model_len
+    reserve = min(request.sampling.max_tokens or limit // RESERVED, limit // 2)
+
+    async def fitted(planned: list[PlannedMedia]) -> list[PlannedMedia]:
+        fit = backend.preprocessor.fit
+        return await service.in_worker(fit, request.conversation, planned, reserve)
+
+    return fitted

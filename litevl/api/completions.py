@@ -1,10 +1,8 @@
 """`POST /v1/completions`: text goes on, without a chat template. `app.py` routes to it."""
 
-from functools import partial
-
 from starlette.types import Scope
 
-from litevl.api.answering import Accepted, new_head
+from litevl.api.answering import Generated, new_head
 from litevl.api.choices import PlainReader
 from litevl.api.exchange import find_model, parse_body
 from litevl.api.ports import Backend
@@ -16,12 +14,14 @@ from litevl.sequence import Prompt
 
 async def accept_completion(
     service: Service, backend: Backend, body: bytes, scope: Scope
-) -> Accepted:
+) -> Generated:
     """Check the request and build its prompts."""
     request = await parse_body(body, scope, CompletionRequest.parse)
     head = new_head("cmpl", find_model(backend.card, request.model))
-    prompts, echoes = await service.in_worker(partial(_prompts_and_echoes, backend, request))
-    return Accepted(
+    prompts, echoes = await service.in_worker(_prompts_and_echoes, backend, request)
+    return Generated(
+        service=service,
+        backend=backend,
         head=head,
         form=TextForm(echoes),
         prompts=prompts,

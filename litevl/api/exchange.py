@@ -1,21 +1,24 @@
 """What the endpoints share on the wire: bodies in, event streams out, clients that go.
 
-Used by `answering.py`, `chat.py`, `completions.py` and `tokens.py`. Whatever happens on the way, an
-error or a client that hangs up closes the generators behind it: that frees the sequences.
+`app.py` routes to an `Endpoint` for each address that takes a body; `chat.py`, `completions.py` and
+`tokens.py` are what these do. Whatever happens on the way, an error or a client that hangs up
+closes the generators behind it: that frees the sequences.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from litevl.api.json_body import parse_json
 from litevl.api.middleware import add_answer_header, to_litevl_error
+from litevl.api.ports import Backend
 from litevl.api.responses import EVENT_STREAM_HEADERS, error_object, event
+from litevl.api.service import Service
 from litevl.errors import ModelNotFoundError
 from litevl.sequence import ModelCard
 from litevl.turns import in_short_turns
@@ -23,6 +26,31 @@ from litevl.turns import in_short_turns
 LARGE_BODY = 16 * 2**10  # bytes: what hostile ones of that size cost the loop is milliseconds
 
 T = TypeVar("T")
+# Reads a body, and makes what will answer its request.
+Work = Callable[[Service, Backend, bytes, Scope], Coroutine[Any, Any, ASGIApp]]
+
+
+class Endpoint:
+    """A POST with a body, as an ASGI application; `work` says what it does."""
+
+    def __init__(self, service: Service, work: Work) -> None:
+        self._service = service
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the body read and answered, unless the client hangs up before."""
+        backend = self._service.ready_backend()
+        # The body is handed on and not kept: the model may answer for minutes.
+        working = self._work(self._service, backend, await read_body(scope, receive), scope)
+        with closing(working), self._service.admission.enter(scope):
+            await until_disconnect(receive, _answer(working, scope, receive, send))
+
+
+async def _answer(
+    working: Coroutine[Any, Any, ASGIApp], scope: Scope, receive: Receive, send: Send
+) -> None:
+    answer = await working
+    await answer(scope, receive, send)
 
 
 def find_model(card: ModelCard, name: str | None) -> str:

@@ -26,8 +26,16 @@ from litevl.api.answer import (
 )
 from litevl.api.choices import Delta, ScoredToken
 from litevl.api.fields import JSONObject
+from litevl.api.protocol import Streaming
 from litevl.errors import InvalidValueError, LitevlError
-from litevl.sequence import FinishReason, ModelCard, Prompt
+from litevl.sequence import (
+    FinishReason,
+    MediaItem,
+    MediaSize,
+    ModelCard,
+    PlannedMedia,
+    Prompt,
+)
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM_HEADERS = (
@@ -81,6 +89,37 @@ def model_object(card: ModelCard, name: str) -> JSONObject:
 def model_list(card: ModelCard) -> JSONObject:
     """The served name, then its aliases."""
     return {"object": "list", "data": [model_object(card, name) for name in card.names]}
+
+
+# Receipts of media -----------------------------------------------------------------------------
+
+
+def receipt(media: PlannedMedia, size: MediaItem | MediaSize) -> JSONObject:
+    """Sizes as [width, height] in pixels, times in seconds, `grid` in patches."""
+    probe, plan = media.probe, media.plan
+    told: JSONObject = {
+        "kind": media.kind,
+        "original_size": [probe.width, probe.height],
+        "seen_size": [plan.width, plan.height],
+        "grid": list(size.grid),
+        "tokens": size.num_tokens,
+        "scale": [round(plan.width / probe.width, 6), round(plan.height / probe.height, 6)],
+    }
+    if media.kind == "image":
+        return told
+    indices = plan.frame_indices
+    span = indices[-1] - indices[0] + 1
+    return told | {
+        "source_fps": round(probe.fps, 6),
+        "duration": round(probe.num_frames / probe.fps, 6),
+        "sampled_fps": round(len(indices) * probe.fps / span, 6),
+        "frame_times": [round(index / probe.fps, 6) for index in indices],
+    }
+
+
+def receipts(media: Many[PlannedMedia], sizes: Iterable[MediaItem | MediaSize]) -> list[JSONObject]:
+    """One for each picture and clip, in the order of the messages."""
+    return [receipt(*pair) for pair in zip(media, sizes, strict=True)]
 
 
 # Choices ---------------------------------------------------------------------------------------
@@ -245,19 +284,22 @@ class AnswerWriter:
     would keep the loop from other clients.
     """
 
-    def __init__(self, head: AnswerHead, form: Form, more: JSONObject) -> None:
+    def __init__(
+        self, head: AnswerHead, form: Form, prompts: Many[Prompt], more: JSONObject
+    ) -> None:
         """`more` are members of litevl's own."""
-        self.latest: dict[int, Delta] = {}
         self._head = head
         self._form = form
+        self._prompts = prompts
         self._more = more
+        self._latest: dict[int, Delta] = {}
         self._pieces: defaultdict[int, Pieces] = defaultdict(Pieces)
         self._scores: dict[int, list[bytearray]] = {}
         self._num_bytes = 0  # of log probabilities
 
     def add(self, delta: Delta) -> None:
         """What follows; `InvalidValueError` for more log probabilities than can be kept."""
-        self.latest[delta.index] = delta
+        self._latest[delta.index] = delta
         self._pieces[delta.index].add(delta.pieces)
         if delta.scores:
             self._add_scores(delta)
@@ -277,46 +319,64 @@ class AnswerWriter:
             )
             raise InvalidValueError(message, param="logprobs")
 
-    def finish(self, usage: JSONObject) -> list[bytes | bytearray]:
+    def finish(self) -> list[bytes | bytearray]:
         """The answer, in parts."""
         opening = _encode(self._head.as_json(self._form.whole))[:-1]
         parts: list[bytes | bytearray] = [f'{opening},"choices":['.encode()]
-        for index in sorted(self.latest):
+        for index in sorted(self._latest):
             said = self._form.said(index, self._pieces[index].join())
             parts.append(f"{',' if len(parts) > 1 else ''}{_choice(index, said)}".encode())
             parts += self._scores.get(index, [b"null"])
-            parts.append(_choice_end(self.latest[index].finish_reason).encode())
-        parts.append(f'],"usage":{_encode(usage)}{_more_members(self._more)}}}'.encode())
+            parts.append(_choice_end(self._latest[index].finish_reason).encode())
+        usage = _encode(usage_object(self._prompts, self._latest.values()))
+        parts.append(f'],"usage":{usage}{_more_members(self._more)}}}'.encode())
         return parts
 
 
 class ChunkWriter:
     """The events of one streamed answer. What is the same in every chunk is written once."""
 
-    def __init__(self, head: AnswerHead, form: Form, more: JSONObject) -> None:
+    def __init__(
+        self,
+        head: AnswerHead,
+        form: Form,
+        prompts: Many[Prompt],
+        streaming: Streaming,
+        more: JSONObject,
+    ) -> None:
         """`more` are members of litevl's own for the first chunk."""
         self._head = head.as_json(form.chunk)
         self._prefix = f'{_encode(self._head)[:-1]},"choices":['
         self._form = form
+        self._prompts = prompts
+        self._streaming = streaming
         self._more = more
-        self._begun: set[int] = set()
+        self._latest: dict[int, Delta] = {}
 
-    def has_begun(self, index: int) -> bool:
-        """Whether there was a chunk of this choice."""
-        return index in self._begun
-
-    def delta(self, delta: Delta, usage: str) -> bytes:
-        """A chunk of one choice. `usage` is "" or made by `usage_member`."""
-        said = self._form.said_now(delta, is_first=delta.index not in self._begun)
+    def add(self, delta: Delta) -> bytes:
+        """A chunk of one choice: its first, or where there is news of it; else nothing."""
+        more = "" if self._latest else _more_members(self._more)
+        is_first = delta.index not in self._latest
+        self._latest[delta.index] = delta
+        if not (is_first or delta.pieces or delta.scores or delta.finish_reason):
+            return b""
+        said = self._form.said_now(delta, is_first=is_first)
         scores = _framed(self._form, delta) if delta.scores else "null"
         choice = f"{_choice(delta.index, said)}{scores}{_choice_end(delta.finish_reason)}"
-        more = "" if self._begun else _more_members(self._more)
-        self._begun.add(delta.index)
-        return _event(f"{self._prefix}{choice}]{usage}{more}}}")
+        return _event(f"{self._prefix}{choice}]{self._usage_member()}{more}}}")
 
-    def usage(self, usage: JSONObject) -> bytes:
+    def usage(self) -> bytes:
         """The chunk without choices that `include_usage` asks for."""
-        return event({**self._head, "choices": [], "usage": usage})
+        return event({**self._head, "choices": [], "usage": self._usage()})
+
+    def _usage_member(self) -> str:
+        """`usage` of a chunk that has a choice: a running count, null, or none at all."""
+        if self._streaming.continuous_usage_stats:
+            return f',"usage":{_encode(self._usage())}'
+        return ',"usage":null' if self._streaming.include_usage else ""
+
+    def _usage(self) -> JSONObject:
+        return usage_object(self._prompts, self._latest.values())
 
 
 def _framed(form: Form, delta: Delta) -> str:
@@ -327,11 +387,6 @@ def _framed(form: Form, delta: Delta) -> str:
 
 def _more_members(more: JSONObject) -> str:
     return f",{_encode(more)[1:-1]}" if more else ""
-
-
-def usage_member(usage: JSONObject | None) -> str:
-    """`usage` of a chunk that has a choice: a running count, or null."""
-    return f',"usage":{_encode(usage)}'
 
 
 # Errors ----------------------------------------------------------------------------------------
