@@ -4,7 +4,9 @@ Made once by `app.py`. What may be sent is told by the parsers themselves (`sche
 readers); this module adds paths, keys, and the shapes of answers, which `responses.py` writes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from litevl import __version__
 from litevl.api.auth import OPEN_PATHS
@@ -21,198 +23,198 @@ from litevl.sequence import FinishReason
 
 # Shapes of answers -----------------------------------------------------------------------------
 
-
-def _ref(name: str) -> JSONObject:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: JSONObject) -> JSONObject:
-    return {"type": "array", "items": items}
-
-
-def _word(*words: str) -> JSONObject:
-    return {"type": "string", "enum": list(words)}
-
-
-def _object(optional: JSONObject | None = None, /, **required: JSONObject) -> JSONObject:
-    return {
-        "type": "object",
-        "properties": {**required, **(optional or {})},
-        "required": list(required),
-    }
+# A shape is the JSON with types for values: "Name" is the shape of that name, (...) one of some
+# words, [shape] a list of them, and a member that ends in "?" may be missing.
+_PAIR = tuple[float, float]
+_OF_TYPES: Mapping[object, JSONObject] = {
+    str: {"type": "string"},
+    int: {"type": "integer", "minimum": 0},
+    float: {"type": "number"},
+    None: {"type": "null"},
+    dict: {"type": "object"},
+    dict[str, float]: {"type": "object", "additionalProperties": {"type": "number"}},
+    _PAIR: {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+}
 
 
-_TEXT: JSONObject = {"type": "string"}
-_TEXT_OR_NULL = nullable(_TEXT)
-_COUNT: JSONObject = {"type": "integer", "minimum": 0}
-_NUMBER: JSONObject = {"type": "number"}
-_NUMBER_OR_NULL = nullable(_NUMBER)
-_NULL: JSONObject = {"type": "null"}
-_REASON = _word(*(reason for reason in FinishReason if reason is not FinishReason.ERROR))
-_REASON_OR_NULL = nullable(_REASON)
-
-_TOOL_CALL = _object(
-    id=_TEXT, type=_word("function"), function=_object(name=_TEXT, arguments=_TEXT)
-)
-_TOOL_CALL_DELTA = _object(
-    {
-        "id": _TEXT,
-        "type": _word("function"),
-        "function": _object({"name": _TEXT}, arguments=_TEXT),
-    },
-    index=_COUNT,
-)
-_REASONING: JSONObject = {"reasoning_content": _TEXT, "reasoning": _TEXT}
+@dataclass(frozen=True, slots=True)
+class _OrNull:
+    shape: object
 
 
-def _head(kind: str) -> dict[str, JSONObject]:
-    return {"id": _TEXT, "object": _word(kind), "created": _COUNT, "model": _TEXT}
+def _schema(shape: object) -> JSONObject:
+    """JSON Schema of a shape."""
+    match shape:
+        case str(name):
+            return {"$ref": f"#/components/schemas/{name}"}
+        case tuple(words):
+            return {"type": "string", "enum": list(words)}
+        case [items]:
+            return {"type": "array", "items": _schema(items)}
+        case _OrNull(other):
+            return nullable(_schema(other))
+        case dict(members):
+            return {
+                "type": "object",
+                "properties": {name.rstrip("?"): _schema(each) for name, each in members.items()},
+                "required": [name for name in members if not name.endswith("?")],
+            }
+    return _OF_TYPES[shape]
 
 
-_PAIR: JSONObject = {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}
-_OWN: JSONObject = {"litevl": _object(media=_list(_ref("MediaReceipt")))}
-_USAGE_OF_CHUNK: JSONObject = {"usage": nullable(_ref("Usage"))}
-_TEXT_CHOICE = _object(
-    index=_COUNT,
-    text=_TEXT,
-    logprobs=nullable(_ref("TextLogprobs")),
-    finish_reason=_REASON_OR_NULL,
-)
-_SCORED = {"token": _TEXT, "logprob": _NUMBER, "bytes": _list(_COUNT)}
+def _head(kind: str) -> dict[str, object]:
+    return {"id": str, "object": (kind,), "created": int, "model": str}
 
-_ANSWERS: JSONObject = {
-    "ChatCompletion": _object(
-        _OWN,
+
+_REASON = tuple(reason for reason in FinishReason if reason is not FinishReason.ERROR)
+_REASONING = {"reasoning_content?": str, "reasoning?": str}
+_SCORED = {"token": str, "logprob": float, "bytes": [int]}
+_OWN = {"litevl?": {"media": ["MediaReceipt"]}}
+
+_ANSWERS: Mapping[str, object] = {
+    "ChatCompletion": {
         **_head("chat.completion"),
-        choices=_list(
-            _object(
-                index=_COUNT,
-                message=_object(
-                    {**_REASONING, "tool_calls": _list(_TOOL_CALL)},
-                    role=_word("assistant"),
-                    content=_TEXT_OR_NULL,
-                    refusal=_NULL,
-                ),
-                logprobs=nullable(_ref("ChatLogprobs")),
-                finish_reason=_REASON,
-            )
-        ),
-        usage=_ref("Usage"),
-    ),
-    "ChatCompletionChunk": _object(
-        {**_OWN, **_USAGE_OF_CHUNK},
+        "choices": [
+            {
+                "index": int,
+                "message": {
+                    "role": ("assistant",),
+                    "content": _OrNull(str),
+                    "refusal": None,
+                    **_REASONING,
+                    "tool_calls?": [
+                        {
+                            "id": str,
+                            "type": ("function",),
+                            "function": {"name": str, "arguments": str},
+                        }
+                    ],
+                },
+                "logprobs": _OrNull("ChatLogprobs"),
+                "finish_reason": _REASON,
+            }
+        ],
+        "usage": "Usage",
+        **_OWN,
+    },
+    "ChatCompletionChunk": {
         **_head("chat.completion.chunk"),
-        choices=_list(
-            _object(
-                index=_COUNT,
-                delta=_object(
-                    {
-                        "role": _word("assistant"),
-                        **_REASONING,
-                        "tool_calls": _list(_TOOL_CALL_DELTA),
-                    },
-                    content=_TEXT,
-                ),
-                logprobs=nullable(_ref("ChatLogprobs")),
-                finish_reason=_REASON_OR_NULL,
-            )
+        "choices": [
+            {
+                "index": int,
+                "delta": {
+                    "role?": ("assistant",),
+                    "content": str,
+                    **_REASONING,
+                    "tool_calls?": [
+                        {
+                            "index": int,
+                            "id?": str,
+                            "type?": ("function",),
+                            "function?": {"name?": str, "arguments": str},
+                        }
+                    ],
+                },
+                "logprobs": _OrNull("ChatLogprobs"),
+                "finish_reason": _OrNull(_REASON),
+            }
+        ],
+        "usage?": _OrNull("Usage"),
+        **_OWN,
+    },
+    "ChatLogprobs": {"content": [{**_SCORED, "top_logprobs": [_SCORED]}], "refusal": None},
+    "Completion": {
+        **_head("text_completion"),
+        "choices": [
+            {
+                "index": int,
+                "text": str,
+                "logprobs": _OrNull("TextLogprobs"),
+                "finish_reason": _OrNull(_REASON),
+            }
+        ],
+        "usage?": _OrNull("Usage"),
+    },
+    "TextLogprobs": {
+        "tokens": [str],
+        "token_logprobs": [float],
+        "top_logprobs": [dict[str, float]],
+        "text_offset": [int],
+    },
+    "Usage": {
+        "prompt_tokens": int,
+        "completion_tokens": int,
+        "total_tokens": int,
+        "prompt_tokens_details": {"cached_tokens": int, "image_tokens": int, "video_tokens": int},
+        "completion_tokens_details": {"reasoning_tokens": int},
+    },
+    "MediaReceipt": {
+        "kind": ("image", "video"),
+        "original_size": _PAIR,
+        "seen_size": _PAIR,
+        "grid": [int],
+        "tokens": int,
+        "scale": _PAIR,
+        "source_fps?": float,
+        "duration?": float,
+        "sampled_fps?": float,
+        "frame_times?": [float],
+    },
+    "InputTokens": {
+        "object": ("response.input_tokens",),
+        "input_tokens": int,
+        "messages": [int],
+        "media": ["MediaReceipt"],
+    },
+    "Tokens": {"count": int, "max_model_len": int, "tokens": [int], "token_strs": _OrNull([str])},
+    "Text": {"prompt": str},
+    "Model": {
+        "id": str,
+        "object": ("model",),
+        "created": int,
+        "owned_by": str,
+        "root": str,
+        "max_model_len": int,
+    },
+    "ModelList": {"object": ("list",), "data": ["Model"]},
+    "Health": {"status": tuple(Health)},
+    "Version": {"version": str},
+    "Metrics": str,
+    "Page": str,
+    "Status": {
+        "status": tuple(Health),
+        "loading": _OrNull({"phase": str, "progress": _OrNull(float)}),
+        "version": str,
+        "uptime_seconds": float,
+        "addresses": {"local": str, "network": _OrNull(str), "public": _OrNull(str)},
+        "model": _OrNull(str),
+        "max_model_len": _OrNull(int),
+        "defaults": _OrNull(
+            {"temperature": float, "top_p": float, "top_k": int, "repetition_penalty": float}
         ),
-    ),
-    "ChatLogprobs": _object(
-        content=_list(_object(**_SCORED, top_logprobs=_list(_object(**_SCORED)))), refusal=_NULL
-    ),
-    "Completion": _object(_USAGE_OF_CHUNK, **_head("text_completion"), choices=_list(_TEXT_CHOICE)),
-    "TextLogprobs": _object(
-        tokens=_list(_TEXT),
-        token_logprobs=_list(_NUMBER),
-        top_logprobs=_list({"type": "object", "additionalProperties": _NUMBER}),
-        text_offset=_list(_COUNT),
-    ),
-    "Usage": _object(
-        prompt_tokens=_COUNT,
-        completion_tokens=_COUNT,
-        total_tokens=_COUNT,
-        prompt_tokens_details=_object(
-            cached_tokens=_COUNT, image_tokens=_COUNT, video_tokens=_COUNT
-        ),
-        completion_tokens_details=_object(reasoning_tokens=_COUNT),
-    ),
-    "MediaReceipt": _object(
-        {
-            "source_fps": _NUMBER,
-            "duration": _NUMBER,
-            "sampled_fps": _NUMBER,
-            "frame_times": _list(_NUMBER),
-        },
-        kind=_word("image", "video"),
-        original_size=_PAIR,
-        seen_size=_PAIR,
-        grid=_list(_COUNT),
-        tokens=_COUNT,
-        scale=_PAIR,
-    ),
-    "InputTokens": _object(
-        object=_word("response.input_tokens"),
-        input_tokens=_COUNT,
-        messages=_list(_COUNT),
-        media=_list(_ref("MediaReceipt")),
-    ),
-    "Tokens": _object(
-        count=_COUNT,
-        max_model_len=_COUNT,
-        tokens=_list(_COUNT),
-        token_strs=nullable(_list(_TEXT)),
-    ),
-    "Text": _object(prompt=_TEXT),
-    "Model": _object(
-        id=_TEXT,
-        object=_word("model"),
-        created=_COUNT,
-        owned_by=_TEXT,
-        root=_TEXT,
-        max_model_len=_COUNT,
-    ),
-    "ModelList": _object(object=_word("list"), data=_list(_ref("Model"))),
-    "Health": _object(status=_word(*Health)),
-    "Version": _object(version=_TEXT),
-    "Metrics": _TEXT,
-    "Page": _TEXT,
-    "Status": _object(
-        status=_word(*Health),
-        loading=nullable(_object(phase=_TEXT, progress=_NUMBER_OR_NULL)),
-        version=_TEXT,
-        uptime_seconds=_NUMBER,
-        addresses=_object(local=_TEXT, network=_TEXT_OR_NULL, public=_TEXT_OR_NULL),
-        model=_TEXT_OR_NULL,
-        max_model_len=nullable(_COUNT),
-        defaults=nullable(
-            _object(temperature=_NUMBER, top_p=_NUMBER, top_k=_COUNT, repetition_penalty=_NUMBER)
-        ),
-        running=_COUNT,
-        waiting=_COUNT,
-        kv_cache=nullable(_object(usage=_NUMBER, blocks=_COUNT, block_size=_COUNT)),
-        tokens_per_second=_NUMBER,
-        recent=_list(
-            _object(
-                when=_NUMBER,
-                id=_TEXT,
-                status=_COUNT,
-                error=_TEXT_OR_NULL,
-                finish_reason=_TEXT_OR_NULL,
-                images=_COUNT,
-                videos=_COUNT,
-                prompt_tokens=_COUNT,
-                cached_tokens=_COUNT,
-                completion_tokens=_COUNT,
-                ttft_ms=_NUMBER_OR_NULL,
-                total_ms=_NUMBER,
-            )
-        ),
-    ),
-    "OpenAPI": {"type": "object"},
-    "Error": _object(
-        error=_object(message=_TEXT, type=_TEXT, param=_TEXT_OR_NULL, code=_TEXT),
-    ),
+        "running": int,
+        "waiting": int,
+        "kv_cache": _OrNull({"usage": float, "blocks": int, "block_size": int}),
+        "tokens_per_second": float,
+        "recent": [
+            {
+                "when": float,
+                "id": str,
+                "status": int,
+                "error": _OrNull(str),
+                "finish_reason": _OrNull(str),
+                "images": int,
+                "videos": int,
+                "prompt_tokens": int,
+                "cached_tokens": int,
+                "completion_tokens": int,
+                "ttft_ms": _OrNull(float),
+                "total_ms": float,
+            }
+        ],
+    },
+    "OpenAPI": dict,
+    "Error": {"error": {"message": str, "type": str, "param": _OrNull(str), "code": str}},
 }
 
 
@@ -225,7 +227,7 @@ def _bodies() -> JSONObject:
     bodies: JSONObject = {
         "ChatCompletionRequest": ChatCompletionRequest.schema(),
         "CompletionRequest": CompletionRequest.schema(),
-        "TokenizeRequest": TokenizeRequest.schema(_ref("ChatCompletionRequest")),
+        "TokenizeRequest": TokenizeRequest.schema(_schema("ChatCompletionRequest")),
         "DetokenizeRequest": DetokenizeRequest.schema(),
     }
     return {name: _hoist(body, named) for name, body in bodies.items()} | named
@@ -241,97 +243,86 @@ def _hoist(schema: object, named: JSONObject) -> object:
     if not isinstance(title := hoisted.get("title"), str):
         return hoisted
     named[title] = hoisted
-    return _ref(title)
+    return _schema(title)
 
 
 # Paths -----------------------------------------------------------------------------------------
 
-# path -> summary, schema of the body, schema of the answer, schema of a streamed answer's events
-_POSTS: dict[str, tuple[str, str, str, str | None]] = {
-    "/v1/chat/completions": (
+
+class _Told(NamedTuple):
+    """What is told of an address; all but the summary are names of schemas."""
+
+    summary: str
+    answer: str
+    body: str | None = None  # with one it is a POST
+    event: str | None = None  # of a stream, if it can be one
+
+
+_PATHS = {
+    "/v1/chat/completions": _Told(
         "Answer a conversation about texts, pictures and clips",
-        "ChatCompletionRequest",
         "ChatCompletion",
+        "ChatCompletionRequest",
         "ChatCompletionChunk",
     ),
-    "/v1/chat/completions/input_tokens": (
+    "/v1/chat/completions/input_tokens": _Told(
         "Tell what the same body would cost, without an answer",
-        "ChatCompletionRequest",
         "InputTokens",
-        None,
+        "ChatCompletionRequest",
     ),
-    "/v1/completions": (
-        "Go on with a text",
-        "CompletionRequest",
-        "Completion",
-        "Completion",
+    "/v1/completions": _Told("Go on with a text", "Completion", "CompletionRequest", "Completion"),
+    "/tokenize": _Told("A text or a conversation as token ids", "Tokens", "TokenizeRequest"),
+    "/detokenize": _Told("Token ids as text", "Text", "DetokenizeRequest"),
+    "/v1/models": _Told("The served model and its other names", "ModelList"),
+    "/v1/models/{name}": _Told("One name of the served model", "Model"),
+    "/health": _Told("Whether requests are taken: 200 or 503", "Health"),
+    "/health/live": _Told("Whether the process is worth keeping: 200 or 503", "Health"),
+    "/v1/status": _Told(
+        "Phase, load and the last requests of this key, without their content", "Status"
     ),
-    "/tokenize": ("A text or a conversation as token ids", "TokenizeRequest", "Tokens", None),
-    "/detokenize": ("Token ids as text", "DetokenizeRequest", "Text", None),
-}
-_GETS: dict[str, tuple[str, str]] = {
-    "/v1/models": ("The served model and its other names", "ModelList"),
-    "/v1/models/{name}": ("One name of the served model", "Model"),
-    "/health": ("Whether requests are taken: 200 or 503", "Health"),
-    "/health/live": ("Whether the process is worth keeping: 200 or 503", "Health"),
-    "/v1/status": (
-        "Phase, load and the last requests of this key, without their content",
-        "Status",
-    ),
-    "/metrics": ("What is counted, as Prometheus reads it", "Metrics"),
-    "/version": ("The version of litevl", "Version"),
-    "/": ("The page, for people", "Page"),
-    "/openapi.json": ("This document", "OpenAPI"),
+    "/metrics": _Told("What is counted, as Prometheus reads it", "Metrics"),
+    "/version": _Told("The version of litevl", "Version"),
+    "/": _Told("The page, for people", "Page"),
+    "/openapi.json": _Told("This document", "OpenAPI"),
 }
 
 
 def _content(schema: str) -> JSONObject:
     media_type = {"Metrics": "text/plain", "Page": "text/html"}.get(schema, "application/json")
-    return {media_type: {"schema": _ref(schema)}}
+    return {media_type: {"schema": _schema(schema)}}
 
 
-def _response(description: str, content: JSONObject) -> JSONObject:
-    return {"description": description, "content": content}
+def _responses(told: _Told) -> JSONObject:
+    """By status."""
+    content = _content(told.answer)
+    if told.event:
+        frames = f"With `stream`: frames `data: {told.event}` and at the end `data: [DONE]`."
+        content["text/event-stream"] = {"schema": _schema(str) | {"description": frames}}
+    responses: JSONObject = {"200": {"description": "The answer", "content": content}}
+    if told.answer == "Health":
+        return responses | {"503": {"description": "Not now", "content": content}}
+    error = {"description": "An error", "content": _content("Error")}
+    return responses | {"4XX": error, "5XX": error}
 
 
-def _errors() -> JSONObject:
-    failed = _response("An error", _content("Error"))
-    return {"4XX": failed, "5XX": failed}
-
-
-def _post(summary: str, body: str, answer: str, event: str | None) -> JSONObject:
-    content = _content(answer)
-    if event:
-        told = f"With `stream`: frames `data: {event}` and at the end `data: [DONE]`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": told}}
-    return {
-        "summary": summary,
-        "requestBody": {"required": True, "content": _content(body)},
-        "responses": {"200": _response("The answer", content), **_errors()},
-    }
-
-
-def _get(path: str, summary: str, answer: str) -> JSONObject:
-    ok = _response("The answer", _content(answer))
-    responses: JSONObject = {"200": ok, **_errors()}
-    if answer == "Health":
-        responses = {"200": ok, "503": _response("Not now", _content(answer))}
-    get: JSONObject = {"summary": summary, "responses": responses}
+def _operation(path: str, told: _Told, *, is_open: bool) -> JSONObject:
+    operation: JSONObject = {"summary": told.summary, "responses": _responses(told)}
+    if told.body:
+        operation["requestBody"] = {"required": True, "content": _content(told.body)}
     if "{name}" in path:
-        get["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _TEXT}]
-    return get
+        name = {"name": "name", "in": "path", "required": True, "schema": _schema(str)}
+        operation["parameters"] = [name]
+    if is_open:
+        operation["security"] = []
+    return {"post" if told.body else "get": operation}
 
 
-def _paths(open_paths: Collection[str]) -> dict[str, JSONObject]:
-    paths: dict[str, JSONObject] = {path: {"post": _post(*row)} for path, row in _POSTS.items()}
-    for path, row in _GETS.items():
-        get = _get(path, *row)
-        if normal_path(path) in open_paths:
-            get["security"] = []
-        paths[path] = {"get": get}
-    if "/" not in open_paths:
-        del paths["/"]  # no page asks for a key: where it is not open, there is none
-    return paths
+def _paths(open_paths: Collection[str]) -> JSONObject:
+    return {
+        path: _operation(path, told, is_open=normal_path(path) in open_paths)
+        for path, told in _PATHS.items()
+        if path != "/" or path in open_paths  # no page asks for a key: else there is none
+    }
 
 
 # The document ----------------------------------------------------------------------------------
@@ -345,6 +336,7 @@ _KEYS: JSONObject = {
 
 def openapi_document(open_paths: Collection[str] = OPEN_PATHS, *, asks_for_key: bool) -> JSONObject:
     """The whole document, the same for every model; `open_paths` ask for no key."""
+    schemas = _bodies() | {name: _schema(shape) for name, shape in _ANSWERS.items()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -356,5 +348,5 @@ def openapi_document(open_paths: Collection[str] = OPEN_PATHS, *, asks_for_key: 
         "servers": [{"url": "/"}],
         "security": [{name: []} for name in _KEYS] if asks_for_key else [],
         "paths": _paths(open_paths),
-        "components": {"schemas": _bodies() | _ANSWERS, "securitySchemes": _KEYS},
+        "components": {"schemas": schemas, "securitySchemes": _KEYS},
     }
