@@ -5,7 +5,7 @@ how the engine works.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,8 +16,6 @@ from litevl.api.service import Generation
 from litevl.sequence import FinishReason, StepOutput, TokenLogprobs
 
 TURN = 64  # outputs that are read before other clients have their turn
-
-TokenBytes = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Choice:
         *,
         detokenizer: Detokenizer,
         reader: Reader,
-        token_name: TokenBytes,
+        token_name: Callable[[int], bytes],
         calls_end_as: FinishReason = FinishReason.TOOL_CALLS,
     ) -> None:
         """`token_name` spells a token for the client; an answer that stops after calling tools
@@ -158,18 +156,14 @@ def _read(
     generation: Generation, running: dict[str, Choice], outputs: Iterable[StepOutput]
 ) -> list[Delta]:
     """What some outputs say of the choices that run; one that ends does so for all."""
+    grouped: dict[str, list[StepOutput]] = {}
+    for output in outputs:
+        grouped.setdefault(output.request_id, []).append(output)
     deltas = []
-    for name, some in _by_request(outputs).items():
+    for name, some in grouped.items():
         if choice := running.get(name):
             deltas.append(choice.read(some))
             if deltas[-1].finish_reason:
                 generation.end(name)
                 del running[name]
     return deltas
-
-
-def _by_request(outputs: Iterable[StepOutput]) -> Mapping[str, list[StepOutput]]:
-    grouped: dict[str, list[StepOutput]] = {}
-    for output in outputs:
-        grouped.setdefault(output.request_id, []).append(output)
-    return grouped

@@ -38,15 +38,10 @@ def _prompts_and_echoes(
     backend: Backend, request: CompletionRequest
 ) -> tuple[list[Prompt], dict[int, str]]:
     """The prompts, and once it is known that they fit what stands before each choice."""
-    prompts = [backend.preprocessor.text_prompt(each) for each in request.prompts]
-    return prompts, _echoes(backend, request) if request.echo else {}
-
-
-def _echoes(backend: Backend, request: CompletionRequest) -> dict[int, str]:
-    """What stands before each choice."""
-    texts = [
-        each if isinstance(each, str) else backend.preprocessor.decode(each)
-        for each in request.prompts
-    ]
+    text_prompt, decode = backend.preprocessor.text_prompt, backend.preprocessor.decode
+    prompts = [text_prompt(each) for each in request.prompts]
+    if not request.echo:
+        return prompts, {}
+    texts = [each if isinstance(each, str) else decode(each) for each in request.prompts]
     n = request.sampling.n
-    return {index: texts[index // n] for index in range(n * len(texts))}
+    return prompts, {index: texts[index // n] for index in range(n * len(texts))}

@@ -115,16 +115,15 @@ class Metrics:
 
     def text(self, model_name: str, stats: EngineStats) -> bytes:
         """All of it in Prometheus' text format."""
-        families = [*self._told(model_name), *_engine(model_name, stats)]
-        return generate_latest(_Collected(families))
+        families = _Families(model_name)
+        self._tell(families)
+        _tell_engine(families, stats)
+        return generate_latest(families)
 
-    def _told(self, model_name: str) -> Iterator[Metric]:
-        told = _Families(model_name)
-        yield told.counter("vllm:prompt_tokens", "Prompt tokens, a prompt once", self.prompt_tokens)
-        yield told.counter("vllm:generation_tokens", "Generated tokens", self.generation_tokens)
-        yield told.counter(
-            "vllm:request_success", "Answers that ended", self.finished, "finished_reason"
-        )
+    def _tell(self, told: "_Families") -> None:
+        told.counter("vllm:prompt_tokens", "Prompt tokens, a prompt once", self.prompt_tokens)
+        told.counter("vllm:generation_tokens", "Generated tokens", self.generation_tokens)
+        told.counter("vllm:request_success", "Answers that ended", self.finished, "finished_reason")
         for name, help, histogram in (
             ("time_to_first_token_seconds", "From arrival", self.time_to_first_token),
             ("inter_token_latency_seconds", "Between two tokens", self.inter_token),
@@ -138,36 +137,31 @@ class Metrics:
             ("request_prompt_tokens", "Tokens of a prompt", self.prompt_sizes),
             ("request_generation_tokens", "Tokens of an answer", self.answer_sizes),
         ):
-            yield told.histogram(f"vllm:{name}", help, {"": histogram})
-        yield told.histogram(
+            told.histogram(f"vllm:{name}", help, {"": histogram})
+        told.histogram(
             "litevl:media_decode_seconds", "Decoding and resizing", self.media_decode, "kind"
         )
-        yield told.counter(
-            "litevl:media_tokens", "Prompt tokens of media", self.media_tokens, "kind"
-        )
-        yield told.counter("litevl:video_frames", "Frames sampled from clips", self.video_frames)
-        yield told.counter("litevl:media_cache_hits", "Media decoded before", self.media_hits)
-        yield told.counter(
+        told.counter("litevl:media_tokens", "Prompt tokens of media", self.media_tokens, "kind")
+        told.counter("litevl:video_frames", "Frames sampled from clips", self.video_frames)
+        told.counter("litevl:media_cache_hits", "Media decoded before", self.media_hits)
+        told.counter(
             "litevl:requests_rejected", "Errors before a first token", self.rejected, "reason"
         )
-        yield told.counter(
-            "litevl:connections_ended", "Ended by the server", self.connections, "reason"
-        )
+        told.counter("litevl:connections_ended", "Ended by the server", self.connections, "reason")
 
 
-def _engine(model_name: str, stats: EngineStats) -> Iterator[Metric]:
-    told = _Families(model_name)
-    yield told.gauge("vllm:num_requests_running", "Answers in the batch", stats.num_running)
-    yield told.gauge("vllm:num_requests_waiting", "Answers in the queue", stats.num_waiting)
+def _tell_engine(told: "_Families", stats: EngineStats) -> None:
+    told.gauge("vllm:num_requests_running", "Answers in the batch", stats.num_running)
+    told.gauge("vllm:num_requests_waiting", "Answers in the queue", stats.num_waiting)
     for name in ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"):
-        yield told.gauge(name, "KV blocks in use, 1 is all", stats.kv_usage)
-    yield told.counter("vllm:num_preemptions", "Answers recomputed", stats.num_preemptions)
-    yield told.counter("vllm:prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queries)
-    yield told.counter("vllm:prefix_cache_hits", "Prompt tokens found", stats.prefix_hits)
-    yield told.counter("litevl:encoder_cache_hits", "Media encoded before", stats.encoder_hits)
-    yield told.counter("litevl:steps_divided", "Failed steps repeated in parts", stats.num_divided)
-    yield told.counter("litevl:leaked", "Found held while nothing ran", stats.num_leaked)
-    yield told.gauge(
+        told.gauge(name, "KV blocks in use, 1 is all", stats.kv_usage)
+    told.counter("vllm:num_preemptions", "Answers recomputed", stats.num_preemptions)
+    told.counter("vllm:prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queries)
+    told.counter("vllm:prefix_cache_hits", "Prompt tokens found", stats.prefix_hits)
+    told.counter("litevl:encoder_cache_hits", "Media encoded before", stats.encoder_hits)
+    told.counter("litevl:steps_divided", "Failed steps repeated in parts", stats.num_divided)
+    told.counter("litevl:leaked", "Found held while nothing ran", stats.num_leaked)
+    told.gauge(
         "vllm:cache_config_info",
         "The KV cache",
         1,
@@ -176,33 +170,37 @@ def _engine(model_name: str, stats: EngineStats) -> Iterator[Metric]:
     )
 
 
-class _Families:
-    """Makes metrics that carry the labels which dashboards filter by."""
+class _Families(Collector):
+    """Gathers metrics, each with the labels which dashboards filter by."""
 
     def __init__(self, model_name: str) -> None:
         self._labels = {"model_name": model_name, "engine": "0"}
+        self._gathered: list[Metric] = []
+
+    def collect(self) -> list[Metric]:
+        return self._gathered
 
     def counter(
         self, name: str, help: str, value: int | Mapping[str, int], label: str = ""
-    ) -> Metric:
+    ) -> None:
         family = CounterMetricFamily(name, help, labels=self._names(label))
         for labels, each in self._rows({"": value} if isinstance(value, int) else value):
             family.add_metric(labels, each)
-        return family
+        self._gathered.append(family)
 
-    def gauge(self, name: str, help: str, value: float, **more: str) -> Metric:
+    def gauge(self, name: str, help: str, value: float, **more: str) -> None:
         labels = self._labels | more
         family = GaugeMetricFamily(name, help, labels=list(labels))
         family.add_metric(list(labels.values()), value)
-        return family
+        self._gathered.append(family)
 
     def histogram(
         self, name: str, help: str, histograms: Mapping[str, Histogram], label: str = ""
-    ) -> Metric:
+    ) -> None:
         family = HistogramMetricFamily(name, help, labels=self._names(label))
         for labels, each in self._rows(histograms):
             family.add_metric(labels, each.buckets(), each.sum)
-        return family
+        self._gathered.append(family)
 
     def _names(self, label: str) -> list[str]:
         return [*self._labels, label] if label else list(self._labels)
@@ -211,13 +209,3 @@ class _Families:
         """Label values and what belongs to them; an empty one is no label."""
         for label, each in values.items():
             yield [*self._labels.values(), *([label] if label else [])], each
-
-
-class _Collected(Collector):
-    """Metrics as prometheus_client takes them."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 
 from starlette.responses import JSONResponse
 
@@ -130,7 +130,7 @@ class ChatForm:
 
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
-    around_scores = ('{"content":[', '],"refusal":null}')
+    scores_frame = '{"content":[%s],"refusal":null}'
 
     def said(self, index: int, answer: Answer) -> str:
         """The member of a whole choice that holds its text."""
@@ -155,7 +155,7 @@ class ChatForm:
         return f'"delta":{{{role}{_delta_members(delta.pieces)}}}'
 
     def scores(self, delta: Delta) -> tuple[str, ...]:
-        """What a delta's tokens add to each of the lists between `around_scores`."""
+        """What a delta's tokens add to the list in `scores_frame`."""
         return (",".join(map(_chat_score, delta.scores)),)
 
 
@@ -218,13 +218,7 @@ class TextForm:
 
     whole = "text_completion"
     chunk = "text_completion"
-    around_scores = (
-        '{"tokens":[',
-        '],"token_logprobs":[',
-        '],"top_logprobs":[',
-        '],"text_offset":[',
-        "]}",
-    )
+    scores_frame = '{"tokens":[%s],"token_logprobs":[%s],"top_logprobs":[%s],"text_offset":[%s]}'
 
     def __init__(self, echoes: Mapping[int, str]) -> None:
         self._echoes = echoes
@@ -240,7 +234,7 @@ class TextForm:
         return f'"text":{_encode(echo + join(delta.pieces).content)}'
 
     def scores(self, delta: Delta) -> tuple[str, ...]:
-        """What a delta's tokens add to each of the lists between `around_scores`."""
+        """What a delta's tokens add to each list in `scores_frame`."""
         names = [_name(each) for each in delta.scores]
         start = self._lengths.get(delta.index, 0)
         *offsets, self._lengths[delta.index] = accumulate(map(len, names), initial=start)
@@ -306,7 +300,7 @@ class AnswerWriter:
 
     def _add_scores(self, delta: Delta) -> None:
         comma = "," if delta.index in self._scores else ""
-        frame = [bytearray(each, "ascii") for each in self._form.around_scores]
+        frame = [bytearray(each, "ascii") for each in self._form.scores_frame.split("%s")]
         lists = self._scores.setdefault(delta.index, frame)
         for written, text in zip(lists, self._form.scores(delta), strict=False):
             new = f"{comma}{text}".encode()
@@ -361,7 +355,7 @@ class ChunkWriter:
         if not (is_first or delta.pieces or delta.scores or delta.finish_reason):
             return b""
         said = self._form.said_now(delta, is_first=is_first)
-        scores = _framed(self._form, delta) if delta.scores else "null"
+        scores = self._form.scores_frame % self._form.scores(delta) if delta.scores else "null"
         choice = f"{_choice(delta.index, said)}{scores}{_choice_end(delta.finish_reason)}"
         return _event(f"{self._prefix}{choice}]{self._usage_member()}{more}}}")
 
@@ -377,12 +371,6 @@ class ChunkWriter:
 
     def _usage(self) -> JSONObject:
         return usage_object(self._prompts, self._latest.values())
-
-
-def _framed(form: Form, delta: Delta) -> str:
-    """The log probabilities of one delta, with what stands around them."""
-    *frame, end = form.around_scores
-    return "".join(chain(*zip(frame, form.scores(delta), strict=True), end))
 
 
 def _more_members(more: JSONObject) -> str:
