@@ -14,8 +14,8 @@ from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
 
 
 def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> None:
-    head = AnswerHead(id="x", created=0, model="tiny")
-    writer = AnswerWriter(head, ChatForm(), (), {})
+    head = AnswerHead(id="x", created=0, model="tiny", form=ChatForm(), prompts=(), more={})
+    writer = AnswerWriter(head)
     score = ScoredToken(b"a", -0.5, (ScoredToken(b"a", -0.5),))
     allocated = []
     tracemalloc.start()

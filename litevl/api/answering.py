@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
@@ -32,9 +32,10 @@ from litevl.sequence import FinishReason, Grammar, Prompt, Sequence, TokenMask
 PIECE = 256 * 2**10  # bytes of a whole answer that are written at once
 
 
-def new_head(prefix: str, model: str) -> AnswerHead:
-    """A new id and the time."""
-    return AnswerHead(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
+def new_head(model: str, form: Form, prompts: Many[Prompt], more: JSONObject) -> AnswerHead:
+    """With a new id and the time."""
+    name, now = f"{form.id_prefix}-{uuid.uuid4().hex}", int(time.time())
+    return AnswerHead(id=name, created=now, model=model, form=form, prompts=prompts, more=more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,6 @@ class Generated:
     service: Service
     backend: Backend
     head: AnswerHead
-    form: Form
-    prompts: Many[Prompt]
     sampling: Sampling
     streaming: Streaming
     reader: Callable[[], Reader]  # a new one for each answer
@@ -56,13 +55,12 @@ class Generated:
     grammar_param: str  # the fields that errors about these name
     prompt_param: str
     calls_end_as: FinishReason = FinishReason.TOOL_CALLS
-    more: JSONObject = field(default_factory=dict)  # litevl's own members of the answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate, and send what comes in the way that the request asks for."""
         sequences = await self._sequences(caller_of(scope))
         record = record_of(scope)
-        record.accept(self.head.model, self.prompts, sequences)
+        record.accept(self.head.model, self.head.prompts, sequences)
         let_go_of_body(scope)
         choices = [self._choice(*each) for each in enumerate(sequences)]
         generation = self.service.generation(self.backend, sequences)
@@ -76,7 +74,7 @@ class Generated:
         """A sequence for each answer to each prompt, in order; raises what cannot be sampled so."""
         wanted = [
             (prompt, params)
-            for prompt in self.prompts
+            for prompt in self.head.prompts
             for params in self.sampling.params(
                 self.backend.card, len(prompt), self.service.draw_seed(), self.prompt_param
             )
@@ -85,7 +83,7 @@ class Generated:
             raise InvalidValueError(
                 f"The request asks for {len(wanted)} answers, and this server works on "
                 f"{self.service.max_sequences} at once, those that wait included: ask for fewer.",
-                param="n" if len(self.prompts) == 1 else self.prompt_param,
+                param="n" if len(self.head.prompts) == 1 else self.prompt_param,
             )
         return [
             Sequence(
@@ -121,7 +119,7 @@ class Generated:
 
     async def _events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """Server-sent events."""
-        writer = ChunkWriter(self.head, self.form, self.prompts, self.streaming, self.more)
+        writer = ChunkWriter(self.head, self.streaming)
         async for delta in deltas:
             if chunk := writer.add(delta):
                 yield chunk
@@ -131,7 +129,7 @@ class Generated:
 
     async def _send_whole(self, deltas: AsyncGenerator[Delta, None], send: Send) -> None:
         """One answer, of the size that it says; nothing is sent before it is whole."""
-        writer = AnswerWriter(self.head, self.form, self.prompts, self.more)
+        writer = AnswerWriter(self.head)
         async for delta in deltas:
             writer.add(delta)
         parts = writer.finish()

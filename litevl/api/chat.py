@@ -34,7 +34,7 @@ async def accept_chat(
 ) -> Generated:
     """Check the request, load its media and build its prompt."""
     request = await parse_body(body, scope, ChatCompletionRequest.parse)
-    head = new_head("chatcmpl", find_model(backend.card, request.model))
+    model = find_model(backend.card, request.model)
     fit = service.admission.holding(scope, fit_for(service, backend, request))
     media = await backend.media.load(request.media, caller_of(scope), fit)
     record_of(scope).load(media)
@@ -47,9 +47,7 @@ async def accept_chat(
     return Generated(
         service=service,
         backend=backend,
-        head=head,
-        form=ChatForm(),
-        prompts=(prompt,),
+        head=new_head(model, ChatForm(), (prompt,), more),
         sampling=request.sampling,
         streaming=request.streaming,
         reader=partial(
@@ -66,7 +64,6 @@ async def accept_chat(
         prompt_param="messages",
         # A tool that had to be called by its name is no reason of its own, as OpenAI has it.
         calls_end_as=FinishReason.STOP if request.tool_choice.name else FinishReason.TOOL_CALLS,
-        more=more,
     )
 
 

@@ -17,14 +17,12 @@ async def accept_completion(
 ) -> Generated:
     """Check the request and build its prompts."""
     request = await parse_body(body, scope, CompletionRequest.parse)
-    head = new_head("cmpl", find_model(backend.card, request.model))
+    model = find_model(backend.card, request.model)
     prompts, echoes = await service.in_worker(_prompts_and_echoes, backend, request)
     return Generated(
         service=service,
         backend=backend,
-        head=head,
-        form=TextForm(echoes),
-        prompts=prompts,
+        head=new_head(model, TextForm(echoes), prompts, {}),
         sampling=request.sampling,
         streaming=request.streaming,
         reader=PlainReader,

@@ -19,7 +19,6 @@ from litevl.api.answer import (
     CallArguments,
     CallStart,
     Content,
-    Piece,
     Pieces,
     Reasoning,
     join,
@@ -29,7 +28,6 @@ from litevl.api.fields import JSONObject
 from litevl.api.protocol import Streaming
 from litevl.errors import InvalidValueError, LitevlError
 from litevl.sequence import (
-    FinishReason,
     MediaItem,
     MediaSize,
     ModelCard,
@@ -128,15 +126,16 @@ def receipts(media: Many[PlannedMedia], sizes: Iterable[MediaItem | MediaSize]) 
 class ChatForm:
     """Chat completions: a message, and deltas of it."""
 
+    id_prefix = "chatcmpl"
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
     scores_frame = '{"content":[%s],"refusal":null}'
 
-    def said(self, index: int, answer: Answer) -> str:
+    def said(self, index: int, answer: Answer) -> JSONObject:
         """The member of a whole choice that holds its text."""
         message: JSONObject = {"role": "assistant", "content": answer.content, "refusal": None}
         if answer.reasoning is not None:
-            message |= {"reasoning_content": answer.reasoning, "reasoning": answer.reasoning}
+            message |= _reasoning(answer.reasoning)
         if answer.calls:
             message["content"] = answer.content or None
             message["tool_calls"] = [
@@ -147,37 +146,36 @@ class ChatForm:
                 }
                 for call in answer.calls
             ]
-        return f'"message":{_encode(message)}'
+        return {"message": message}
 
-    def said_now(self, delta: Delta, *, is_first: bool) -> str:
-        """The same of a chunk's choice."""
-        role = '"role":"assistant",' if is_first else ""
-        return f'"delta":{{{role}{_delta_members(delta.pieces)}}}'
+    def said_now(self, delta: Delta, *, is_first: bool) -> JSONObject:
+        """The same of a chunk's choice; `content` is a string in every one."""
+        content = reasoning = ""
+        calls: dict[int, JSONObject] = {}
+        for piece in delta.pieces:
+            match piece:
+                case Content(text):
+                    content += text
+                case Reasoning(text):
+                    reasoning += text
+                case _:
+                    _add_call(calls, piece)
+        said: JSONObject = {"role": "assistant"} if is_first else {}
+        said["content"] = content
+        if reasoning:
+            said |= _reasoning(reasoning)
+        if calls:
+            said["tool_calls"] = list(calls.values())
+        return {"delta": said}
 
     def scores(self, delta: Delta) -> tuple[str, ...]:
         """What a delta's tokens add to the list in `scores_frame`."""
         return (",".join(map(_chat_score, delta.scores)),)
 
 
-def _delta_members(pieces: Iterable[Piece]) -> str:
-    """The members of a delta; `content` is a string in every one."""
-    content = reasoning = ""
-    calls: dict[int, JSONObject] = {}
-    for piece in pieces:
-        match piece:
-            case Content(text):
-                content += text
-            case Reasoning(text):
-                reasoning += text
-            case _:
-                _add_call(calls, piece)
-    members = f'"content":{_encode(content)}'
-    if reasoning:
-        text = _encode(reasoning)
-        members += f',"reasoning_content":{text},"reasoning":{text}'
-    if calls:
-        members += f',"tool_calls":{_encode(list(calls.values()))}'
-    return members
+def _reasoning(text: str) -> JSONObject:
+    """Under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _add_call(calls: dict[int, JSONObject], piece: CallStart | CallArguments) -> None:
@@ -216,6 +214,7 @@ def _logprob(token: ScoredToken) -> float:
 class TextForm:
     """Text completions. `echoes` stand before the choices with their index."""
 
+    id_prefix = "cmpl"
     whole = "text_completion"
     chunk = "text_completion"
     scores_frame = '{"tokens":[%s],"token_logprobs":[%s],"top_logprobs":[%s],"text_offset":[%s]}'
@@ -224,14 +223,14 @@ class TextForm:
         self._echoes = echoes
         self._lengths: dict[int, int] = {}  # characters of each choice so far
 
-    def said(self, index: int, answer: Answer) -> str:
+    def said(self, index: int, answer: Answer) -> JSONObject:
         """The member of a whole choice that holds its text."""
-        return f'"text":{_encode(self._echoes.get(index, "") + answer.content)}'
+        return {"text": self._echoes.get(index, "") + answer.content}
 
-    def said_now(self, delta: Delta, *, is_first: bool) -> str:
+    def said_now(self, delta: Delta, *, is_first: bool) -> JSONObject:
         """The same of a chunk's choice."""
         echo = self._echoes.get(delta.index, "") if is_first else ""
-        return f'"text":{_encode(echo + join(delta.pieces).content)}'
+        return {"text": echo + join(delta.pieces).content}
 
     def scores(self, delta: Delta) -> tuple[str, ...]:
         """What a delta's tokens add to each list in `scores_frame`."""
@@ -246,14 +245,11 @@ class TextForm:
 Form = ChatForm | TextForm  # how one endpoint writes its answers
 
 
-def _choice(index: int, said: str) -> str:
-    """What stands before a choice's log probabilities."""
-    return f'{{"index":{index},{said},"logprobs":'
-
-
-def _choice_end(reason: FinishReason | None) -> str:
-    """What stands behind them."""
-    return f',"finish_reason":{_encode(reason)}}}'
+def _around_scores(delta: Delta, said: JSONObject) -> tuple[str, str]:
+    """What stands before the log probabilities of a choice, and behind them."""
+    opening = _encode({"index": delta.index, **said})[:-1]
+    reason = _encode(delta.finish_reason) if delta.finish_reason else "null"
+    return f'{opening},"logprobs":', f',"finish_reason":{reason}}}'
 
 
 # Answers ---------------------------------------------------------------------------------------
@@ -261,13 +257,17 @@ def _choice_end(reason: FinishReason | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerHead:
-    """What the object and every chunk of one answer begin with."""
+    """What is known of an answer before its first token."""
 
     id: str
     created: int  # unix seconds
     model: str
+    form: Form
+    prompts: Many[Prompt]
+    more: JSONObject  # litevl's own members of the answer
 
     def as_json(self, kind: str) -> JSONObject:
+        """What the object and every chunk begin with."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
@@ -278,14 +278,9 @@ class AnswerWriter:
     would keep the loop from other clients.
     """
 
-    def __init__(
-        self, head: AnswerHead, form: Form, prompts: Many[Prompt], more: JSONObject
-    ) -> None:
-        """`more` are members of litevl's own."""
+    def __init__(self, head: AnswerHead) -> None:
         self._head = head
-        self._form = form
-        self._prompts = prompts
-        self._more = more
+        self._form = head.form
         self._latest: dict[int, Delta] = {}
         self._pieces: defaultdict[int, Pieces] = defaultdict(Pieces)
         self._scores: dict[int, list[bytearray]] = {}
@@ -319,49 +314,41 @@ class AnswerWriter:
         parts: list[bytes | bytearray] = [f'{opening},"choices":['.encode()]
         for index in sorted(self._latest):
             said = self._form.said(index, self._pieces[index].join())
-            parts.append(f"{',' if len(parts) > 1 else ''}{_choice(index, said)}".encode())
+            before, behind = _around_scores(self._latest[index], said)
+            parts.append(f"{',' if len(parts) > 1 else ''}{before}".encode())
             parts += self._scores.get(index, [b"null"])
-            parts.append(_choice_end(self._latest[index].finish_reason).encode())
-        usage = _encode(usage_object(self._prompts, self._latest.values()))
-        parts.append(f'],"usage":{usage}{_more_members(self._more)}}}'.encode())
+            parts.append(behind.encode())
+        usage = _encode(usage_object(self._head.prompts, self._latest.values()))
+        parts.append(f'],"usage":{usage}{_more_members(self._head.more)}}}'.encode())
         return parts
 
 
 class ChunkWriter:
     """The events of one streamed answer. What is the same in every chunk is written once."""
 
-    def __init__(
-        self,
-        head: AnswerHead,
-        form: Form,
-        prompts: Many[Prompt],
-        streaming: Streaming,
-        more: JSONObject,
-    ) -> None:
-        """`more` are members of litevl's own for the first chunk."""
-        self._head = head.as_json(form.chunk)
-        self._prefix = f'{_encode(self._head)[:-1]},"choices":['
-        self._form = form
-        self._prompts = prompts
+    def __init__(self, head: AnswerHead, streaming: Streaming) -> None:
+        self._head = head
+        self._form = head.form
         self._streaming = streaming
-        self._more = more
+        self._opening = head.as_json(head.form.chunk)
+        self._prefix = f'{_encode(self._opening)[:-1]},"choices":['
         self._latest: dict[int, Delta] = {}
 
     def add(self, delta: Delta) -> bytes:
         """A chunk of one choice: its first, or where there is news of it; else nothing."""
-        more = "" if self._latest else _more_members(self._more)
+        more = "" if self._latest else _more_members(self._head.more)
         is_first = delta.index not in self._latest
         self._latest[delta.index] = delta
         if not (is_first or delta.pieces or delta.scores or delta.finish_reason):
             return b""
         said = self._form.said_now(delta, is_first=is_first)
         scores = self._form.scores_frame % self._form.scores(delta) if delta.scores else "null"
-        choice = f"{_choice(delta.index, said)}{scores}{_choice_end(delta.finish_reason)}"
-        return _event(f"{self._prefix}{choice}]{self._usage_member()}{more}}}")
+        before, behind = _around_scores(delta, said)
+        return _event(f"{self._prefix}{before}{scores}{behind}]{self._usage_member()}{more}}}")
 
     def usage(self) -> bytes:
         """The chunk without choices that `include_usage` asks for."""
-        return event({**self._head, "choices": [], "usage": self._usage()})
+        return event({**self._opening, "choices": [], "usage": self._usage()})
 
     def _usage_member(self) -> str:
         """`usage` of a chunk that has a choice: a running count, null, or none at all."""
@@ -370,7 +357,7 @@ class ChunkWriter:
         return ',"usage":null' if self._streaming.include_usage else ""
 
     def _usage(self) -> JSONObject:
-        return usage_object(self._prompts, self._latest.values())
+        return usage_object(self._head.prompts, self._latest.values())
 
 
 def _more_members(more: JSONObject) -> str:
