@@ -408,11 +408,6 @@ def test_nothing_of_a_request_or_an_answer_is_told_anywhere(
 # Who may read ----------------------------------------------------------------------------------
 
 
-def test_metrics_are_open_and_status_is_not(rig: Rig) -> None:
-    assert httpx.get(f"{rig.url}/metrics", trust_env=False).status_code == 200
-    assert httpx.get(f"{rig.url}/v1/status", trust_env=False).status_code == 401
-
-
 def test_metrics_can_be_put_behind_the_key() -> None:
     with running(metrics_needs_key=True) as rig:
         assert httpx.get(f"{rig.url}/metrics", trust_env=False).status_code == 401

@@ -14,26 +14,12 @@ from itertools import accumulate
 
 from starlette.responses import JSONResponse
 
-from litevl.api.answer import (
-    Answer,
-    CallArguments,
-    CallStart,
-    Content,
-    Pieces,
-    Reasoning,
-    join,
-)
+from litevl.api.answer import Answer, CallArguments, CallStart, Content, Pieces, Reasoning, join
 from litevl.api.choices import Delta, ScoredToken
 from litevl.api.fields import JSONObject
 from litevl.api.protocol import Streaming
 from litevl.errors import InvalidValueError, LitevlError
-from litevl.sequence import (
-    MediaItem,
-    MediaSize,
-    ModelCard,
-    PlannedMedia,
-    Prompt,
-)
+from litevl.sequence import MediaItem, MediaSize, ModelCard, PlannedMedia, Prompt
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM_HEADERS = (
@@ -49,7 +35,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
-# Usage and models ------------------------------------------------------------------------------
+# Usage, models, receipts -----------------------------------------------------------------------
 
 
 def usage_object(prompts: Many[Prompt], latest: Collection[Delta]) -> JSONObject:
@@ -87,9 +73,6 @@ def model_object(card: ModelCard, name: str) -> JSONObject:
 def model_list(card: ModelCard) -> JSONObject:
     """The served name, then its aliases."""
     return {"object": "list", "data": [model_object(card, name) for name in card.names]}
-
-
-# Receipts of media -----------------------------------------------------------------------------
 
 
 def receipt(media: PlannedMedia, size: MediaItem | MediaSize) -> JSONObject:
