@@ -40,9 +40,9 @@ def new_head(model: str, form: Form, prompts: Many[Prompt], more: JSONObject) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What answers an accepted request, as an ASGI application.
+    """The answer to an accepted request, as an ASGI application.
 
-    What is kept of the request while the model answers: not its body, which can be large.
+    All that is kept of the request while the model answers: not its body, which can be large.
     """
 
     service: Service
@@ -118,7 +118,6 @@ class Generated:
         )
 
     async def _events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
-        """Server-sent events."""
         writer = ChunkWriter(self.head, self.streaming)
         async for delta in deltas:
             if chunk := writer.add(delta):

@@ -43,7 +43,6 @@ class _OrNull:
 
 
 def _schema(shape: object) -> JSONObject:
-    """JSON Schema of a shape."""
     match shape:
         case str(name):
             return {"$ref": f"#/components/schemas/{name}"}
@@ -56,7 +55,9 @@ def _schema(shape: object) -> JSONObject:
         case dict(members):
             return {
                 "type": "object",
-                "properties": {name.rstrip("?"): _schema(each) for name, each in members.items()},
+                "properties": {
+                    name.removesuffix("?"): _schema(each) for name, each in members.items()
+                },
                 "required": [name for name in members if not name.endswith("?")],
             }
     return _OF_TYPES[shape]
@@ -293,7 +294,6 @@ def _content(schema: str) -> JSONObject:
 
 
 def _responses(told: _Told) -> JSONObject:
-    """By status."""
     content = _content(told.answer)
     if told.event:
         frames = f"With `stream`: frames `data: {told.event}` and at the end `data: [DONE]`."

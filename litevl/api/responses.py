@@ -1,4 +1,4 @@
-"""Results -> OpenAI's JSON and server-sent events. Called by `answering`, `app`, `exchange` and
+"""Results -> OpenAI's JSON and server-sent events. Called by the endpoints, `exchange` and
 `middleware`; `chat` and `completions` name the form.
 
 The one place that knows what answers look like; knows nothing of how they came about.
