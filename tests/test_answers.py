@@ -15,6 +15,7 @@ from fakes import ANSWER, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, ru
 from litevl.api import responses
 from litevl.errors import InvalidValueError
 from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, TokenLogprobs, ToolGrammar
+from test_stream import chunks
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
 TOOL = {
@@ -37,13 +38,6 @@ def rig() -> Iterator[Rig]:
 def client(rig: Rig) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{rig.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client
-
-
-def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
-    assert answer.status_code == 200, answer.text
-    events = answer.text.split("\n\n")
-    assert events[-2:] == ["data: [DONE]", ""]
-    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
 
 def joined(parts: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and answers as they come.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -25,12 +24,12 @@ from litevl.api.app import routes
 from litevl.api.middleware import normal_path
 from litevl.api.openapi import openapi_document
 from litevl.api.overview import page_routes
-from litevl.api.ports import Backend
 from litevl.api.protocol import ChatCompletionRequest, CompletionRequest
 from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.config import Config
 from litevl.errors import InvalidRequestError
+from test_stream import chunks
 
 DOCUMENT: dict[str, Any] = openapi_document(asks_for_key=True)
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -44,24 +43,10 @@ TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "
 schemathesis.openapi.format("json-object", st.sampled_from(["{}", '{"a": 1}', ' {"圆": [null]}\n']))
 
 
-@contextmanager
-def generous() -> Iterator[Rig]:
-    with running(is_loaded=False) as rig:
-        rig.service.attach(
-            Backend(
-                card=CARD_WITHOUT_LIMITS,
-                engine=rig.engine,
-                preprocessor=rig.preprocessor,
-                grammars=rig.grammars,
-                media=rig.media,
-            )
-        )
-        yield rig
-
-
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    with generous() as rig:
+    with running(is_loaded=False) as rig:
+        rig.attach(CARD_WITHOUT_LIMITS)
         yield rig
 
 
@@ -405,15 +390,12 @@ def test_the_chunks_of_a_full_answer_have_the_shape_that_is_told() -> None:
         rig.preprocessor.is_thinking = True
         rig.engine.script = lambda sequence: say(CALL)
         asked = FULL | {"stream": True, "stream_options": {"include_usage": True}}
-        text = rig.client.post("/v1/chat/completions", json=asked).text
-        events = [line.removeprefix("data: ") for line in text.split("\n\n")][:-2]
-        for each in events:
-            assert_told(json.loads(each), "ChatCompletionChunk")
+        for each in chunks(rig.client.post("/v1/chat/completions", json=asked)):
+            assert_told(each, "ChatCompletionChunk")
 
 
 def test_text_completions_and_their_chunks_have_the_shape_that_is_told(rig: Rig) -> None:
     asked = {"prompt": "hi", "logprobs": 2}
     assert_told(rig.client.post("/v1/completions", json=asked).json(), "Completion")
-    text = rig.client.post("/v1/completions", json=asked | {"stream": True}).text
-    for each in text.split("\n\n")[:-2]:
-        assert_told(json.loads(each.removeprefix("data: ")), "Completion")
+    for each in chunks(rig.client.post("/v1/completions", json=asked | {"stream": True})):
+        assert_told(each, "Completion")
