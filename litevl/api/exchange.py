@@ -8,7 +8,6 @@ closes the generators behind it: that frees the sequences.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, closing
-from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -41,9 +40,9 @@ class Endpoint:
         """Have the body read and answered, unless the client hangs up before."""
         backend = self._service.ready_backend()
         # The body is handed on and not kept: the model may answer for minutes.
-        working = self._work(self._service, backend, await read_body(scope, receive), scope)
+        working = self._work(self._service, backend, await _read_body(scope, receive), scope)
         with closing(working), self._service.admission.enter(scope):
-            await until_disconnect(receive, _answer(working, scope, receive, send))
+            await _until_disconnect(receive, _answer(working, scope, receive, send))
 
 
 async def _answer(
@@ -63,26 +62,28 @@ def find_model(card: ModelCard, name: str | None) -> str:
     return name
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
     """All of it. To put a large one together touches so much memory that the loop must not wait."""
     pieces = [piece async for piece in Request(scope, receive).stream()]
-    return await _off_the_loop(sum(map(len, pieces)), partial(b"".join, pieces))
+    return await _off_the_loop(sum(map(len, pieces)), b"".join, pieces)
 
 
 async def parse_body(body: bytes, scope: Scope, parse: Callable[[Mapping[str, object]], T]) -> T:
     """A body's JSON, checked by `parse`; slips that were repaired are told in a header."""
-    parsed = await _off_the_loop(len(body), partial(parse_json, body))
+    parsed = await _off_the_loop(len(body), parse_json, body)
     if parsed.slips:
         add_answer_header(scope, "x-litevl-json-repaired", ", ".join(parsed.slips))
-    return await _off_the_loop(len(body), partial(parse, parsed.value))
+    return await _off_the_loop(len(body), parse, parsed.value)
 
 
-async def _off_the_loop(size: int, parse: Callable[[], T]) -> T:
-    """Parse in a thread what is large: it would keep the loop from other clients."""
-    return await asyncio.to_thread(in_short_turns, parse) if size > LARGE_BODY else parse()
+async def _off_the_loop(size: int, read: Callable[..., T], *args: object) -> T:
+    """Read in a thread what is large: it would keep the loop from other clients."""
+    if size <= LARGE_BODY:
+        return read(*args)
+    return await asyncio.to_thread(in_short_turns, read, *args)
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Run `work`, and cancel it as soon as the client hangs up."""
     worker = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))
