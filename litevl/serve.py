@@ -109,6 +109,7 @@ class _Loading(threading.Thread):
 
     def _fail(self, reason: str) -> None:
         self.has_failed = True
+        logging.shutdown()  # what was logged stands before the last word
         try:
             self._progress.say(reason)  # before the end, which takes this thread with it
         finally:

@@ -65,7 +65,6 @@ def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]
     assert process.stdout is not None
     try:
         banner = _read_banner(process.stdout)
-        # A pipe that nobody reads fills with log lines, and then the server waits for its reader.
         lines: list[str] = []
         reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
         reader.start()

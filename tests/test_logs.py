@@ -1,7 +1,9 @@
 """What stands in the log: a line a request, nothing of its content, nothing forged."""
 
+import fcntl
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from fakes import Rig, assert_error, body, running
+from litevl import logs
 from litevl.logs import FIELDS, FRAMES, JsonFormatter, TextFormatter
 from test_metrics import PICTURE, SECRET, wait_for, with_media
 
@@ -46,6 +49,33 @@ def test_a_traceback_is_kept() -> None:
         made.exc_info = sys.exc_info()
     assert "ZeroDivisionError" in json.loads(JsonFormatter().format(made))["frames"]
     assert "ZeroDivisionError" in TextFormatter().format(made)
+
+
+def test_records_that_cannot_wait_are_dropped_and_the_next_one_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "WAITING", 3)
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    writer = logs.Writer(write)
+    writer.setFormatter(TextFormatter())
+    with os.fdopen(read, encoding="utf-8") as reader:
+        writer.handle(record("x" * 5000))  # more than the pipe takes
+        numbers = iter(range(1000))
+        while not writer._num_dropped:
+            writer.handle(record(f"waits {next(numbers)}"))
+        lines = [reader.readline() for _ in range(2)]
+        while writer._num_dropped:
+            writer.handle(record("later"))
+        writer.flush()
+        os.close(write)
+        lines += reader.readlines()
+    assert lines[0].endswith(f"{'x' * 5000}\n")
+    waited = [line for line in lines if "waits" in line]
+    assert [line.split()[-1] for line in waited] == [str(i) for i in range(len(waited))]
+    assert len(waited) == next(numbers) - 1
+    assert re.search(r"WARNING litevl.logs \d+ records were dropped$", lines[-2].rstrip())
+    assert lines[-1].endswith("later\n")
 
 
 @pytest.fixture(scope="module")

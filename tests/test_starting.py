@@ -3,6 +3,7 @@
 Real processes of `litevl serve`, with a scripted model.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def test_a_failed_start_that_can_tell_nobody_ends_with_a_failure(redirected: str
         code, out, err = end(process)
     assert (code, out) == (1, "")
     assert "2>" in redirected or err.endswith("litevl: it is broken\n")
+
+
+def test_a_log_that_nobody_reads_stops_neither_answers_nor_the_end() -> None:
+    with started() as (process, address), httpx.Client(base_url=address, trust_env=False) as client:
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # some twenty lines
+        while client.get("/health").status_code == 503:
+            pass
+        for _ in range(100):
+            assert client.post("/v1/completions", json={"prompt": "hi"}).status_code == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 def test_what_stdout_does_not_take_is_a_line_in_the_log() -> None:

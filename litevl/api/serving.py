@@ -115,6 +115,7 @@ class Server(uvicorn.Server):
         unwell = now - self._unwell_since
         if health is Health.STALLED and unwell >= STUCK_S:
             logger.critical("the engine is stuck: the process ends")
+            logging.shutdown()
             os._exit(os.EX_SOFTWARE)  # no thread waits for it; decoding children die as well
         if health is Health.DEAD and unwell >= RED_S and not self.should_exit:
             if threading.current_thread() is threading.main_thread():
