@@ -34,8 +34,8 @@ Ids = dict[int, list[int]]  # of answers, by the number of the question
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
     folder = tmp_path_factory.mktemp("tiny")
-    sizes = {"num_blocks": 2000, "max_tokens": 256, "max_num_seqs": 24}
-    with tiny_server(folder, (KEY, *KEYS), **sizes) as tiny:
+    keys = (KEY, *KEYS)
+    with tiny_server(folder, keys, num_blocks=2000, max_tokens=256, max_num_seqs=24) as tiny:
         yield tiny
 
 
@@ -44,8 +44,8 @@ def question(number: int, **fields: object) -> dict[str, Any]:
     text = f"Question {number}? " * (1 + number % 5)
     fields = {"max_tokens": TOKENS, "seed": number, **fields}
     if number % 8 == 0:
-        part = {"type": "video_url", "video_url": {"url": url_of(clip(frames=8 + number // 4))}}
-        part["max_pixels"] = 64 * 64
+        url = {"url": url_of(clip(frames=8 + number // 4))}
+        part = {"type": "video_url", "video_url": url, "max_pixels": 64 * 64}
         content = [part, {"type": "text", "text": text}]
         return {"messages": [{"role": "user", "content": content}], "temperature": 0, **fields}
     return ask_about(data_url(picture(number)) if number % 8 < 4 else None, text, **fields)

@@ -56,14 +56,14 @@ def drawn(seed: int) -> list[int]:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Answers a request by the ids that are drawn for its seed."""
     tokens = vocabulary()
     end = len(tokens)
     with running(is_loaded=False) as rig:
         rig.attach(replace(CARD, vocab_size=end + 1, eos_token_ids=frozenset({end})))
         rig.engine.script = lambda sequence: [*drawn(sequence.params.seed or 0), end]
-        rig.preprocessor.token_bytes = [*tokens, b""].__getitem__  # type: ignore[method-assign]
+        monkeypatch.setattr(rig.preprocessor, "token_bytes", [*tokens, b""].__getitem__)
         yield rig
 
 

@@ -176,15 +176,18 @@ class TinyServer:
 
 
 @contextmanager
-def tiny_server(folder: Path, keys: tuple[str, ...] = (KEY,), **sizes: int) -> Iterator[TinyServer]:
+def tiny_server(
+    folder: Path, keys: tuple[str, ...] = (KEY,), card: ModelCard = CARD, **sizes: int
+) -> Iterator[TinyServer]:
     model = Model(make_checkpoint("qwen3_vl", folder))
     usual = {"num_blocks": 400, "max_tokens": 32, "max_num_seqs": 8}
     engine, runner = model.engine(**usual | sizes)
+    model.model.on_each_layer(engine.beat)
     media = MediaLoader(model.processor, Config(media_networks=("127.0.0.0/8",)))
     backend = Backend(
-        card=CARD,
+        card=card,
         engine=engine,
-        preprocessor=model.processor,
+        preprocessor=model.processor.with_max_model_len(card.max_model_len),
         grammars=FakeGrammars(),
         media=media,
     )
