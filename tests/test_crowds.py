@@ -24,7 +24,7 @@ from tiny_server import PATIENCE, TinyServer, ask_about, before, data_url, pictu
 
 PROMPTS = int(os.environ.get("PROMPTS", "8"))  # an eighth clips, three pictures, the rest text
 ABORTS = int(os.environ.get("ABORTS", "60"))
-SIZES = tuple(size for size in (2, 4, 8, 16) if size <= PROMPTS)  # of batches
+SIZES = (2, 4, 8, 16) if PROMPTS > 8 else (2, 8)  # of batches
 TOKENS = 6
 PASSING = 10**6  # the seed of those who only come and go
 KEYS = tuple(f"sk-test-key-{number}" for number in range(1 + len(SIZES)))

@@ -1,4 +1,4 @@
-"""Health while a prompt of a whole long context is computed and the house is full.
+"""A context that is full: health while it is computed beside a full house, and the end of an answer.
 
 Real HTTP and engine, a tiny model whose layers beat; `LONG_PROMPT=32000` is the larger figure.
 """
@@ -12,7 +12,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from fakes import KEY
+from fakes import CARD as FAKE_CARD
+from fakes import KEY, running
 from litevl.engine import engine as engine_module
 from tiny_server import CARD, PATIENCE, TinyServer, ask_about, tiny_server
 
@@ -57,3 +58,11 @@ def test_health_is_green_through_a_long_prompt_and_a_full_house(
     assert len(seen) > 20 and set(seen) == {200}
     assert len(tiny.runner.steps) > LONG_PROMPT // 512
     tiny.check_idle()
+
+
+def test_a_model_that_never_ends_is_ended_by_its_context() -> None:
+    with running() as rig:
+        rig.engine.script = lambda sequence: [ord("a")]  # again and again
+        answer = rig.chat().json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["total_tokens"] == FAKE_CARD.max_model_len

@@ -4,6 +4,8 @@ A real `litevl serve` of the demo under limits of its own: what it cannot have, 
 refuses.
 """
 
+import errno
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -20,12 +22,15 @@ import pytest
 from fakes import assert_error, running
 from litevl.api import bodies, serving
 from litevl.api.wire import Limits
+from litevl.errors import UnavailableError
 from litevl.health import Health
 from litevl.machine import Memory
+from litevl.media.fetch import Fetcher
+from litevl.media.local import LocalFiles
 from litevl.models.qwen_vl import QwenVL
 from litevl.sequence import StepOutput
 from live import KEY, ROOT, LiveServer, serve
-from media_samples import data_url
+from media_samples import data_url, png, reference
 from rig import Rig, greedy
 from tiny_models import make_checkpoint
 
@@ -162,6 +167,50 @@ def test_the_server_has_fewer_connections_where_it_may_open_fewer_files(
     for files, connections in ((10**6, 1024), (1792, 1024), (1024, 409), (64, 25)):
         monkeypatch.setattr(resource, "getrlimit", lambda what, n=files: (n, n))
         assert serving.raise_file_limit(Limits()).connections == connections
+
+
+def test_whom_there_is_no_file_for_is_turned_away_at_once_and_the_next_one_let_in() -> None:
+    limits, told = resource.getrlimit(resource.RLIMIT_NOFILE), list[str]()
+    with serving.Listener(socket.AF_INET) as listener:
+        listener.note = lambda why, request: told.append(why)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname(), PATIENCE) as client:
+            with open(os.devnull, "rb") as free:
+                next_file = free.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (next_file, limits[1]))
+            try:
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert (client.recv(1), told) == (b"", ["too_many_connections"])
+        with socket.create_connection(listener.getsockname(), PATIENCE):
+            listener.accept()[0].close()
+
+
+@pytest.mark.anyio
+async def test_a_download_for_which_there_is_no_file_may_be_asked_for_again() -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    fetcher = Fetcher(resolver=resolve)
+    with pytest.raises(UnavailableError):
+        await fetcher.fetch(reference("http://example.com/"))
+    fetcher.close()
+
+
+def test_a_local_file_that_cannot_be_opened_now_may_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    (tmp_path / "a.png").write_bytes(png())
+    files = LocalFiles(str(tmp_path))
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UnavailableError):
+        files.read(reference(f"file://{tmp_path}/a.png"))
 
 
 # Disk ------------------------------------------------------------------------------------------
