@@ -1,4 +1,4 @@
-"""A context that is full: health while it is computed beside a full house, and the end of an answer.
+"""A full context: health while it is computed beside a full house, and the end of an answer.
 
 Real HTTP and engine, a tiny model whose layers beat; `LONG_PROMPT=32000` is the larger figure.
 """
