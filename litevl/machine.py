@@ -1,9 +1,10 @@
-"""The memory that this process may use: the machine's, or what control groups leave of it.
+"""What of the machine this process may use: memory, as far as control groups leave it, and files.
 
-Asked by `api/admission.py` for pixels and by `engine/memory.py` for weights and KV blocks. Knows
-nothing of what the memory is for.
+Memory is asked for by `api/admission.py` for pixels, `api/bodies.py` for bodies and
+`engine/memory.py` for weights and KV blocks. Knows nothing of what either is for.
 """
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import psutil
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
+
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # of this process, or of the machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from litevl.api.ports import Backend
 from litevl.api.service import Service
-from litevl.api.serving import Server, raise_file_limit
+from litevl.api.serving import Listener, Server, raise_file_limit
 from litevl.api.wire import Limits
 from litevl.banner import banner, load_keys
 from litevl.config import Config
@@ -36,18 +36,18 @@ def serve(config: Config, load: Load) -> int:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     config = load_keys(config)
     service = Service(config)
-    server = Server(config, service)
+    server = Server(config, service, raise_file_limit(Limits()))
     listener = _listen(config)
-    raise_file_limit(Limits())
+    listener.note = server.note
     loading = _Loading(load, service, server, config, listener.getsockname()[1])
     loading.start()
     server.run(sockets=[listener])
     return 1 if loading.has_failed else server.exit_code
 
 
-def _listen(config: Config) -> socket.socket:
+def _listen(config: Config) -> Listener:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = Listener(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))

@@ -52,10 +52,13 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def serve(*arguments: str, folder: Path, **changes: str) -> Iterator[LiveServer]:
-    """Start `litevl serve ARGUMENTS` on a free port; yield it when ready, end it by SIGTERM."""
+def serve(
+    *arguments: str, folder: Path, shell: str = 'exec "$@"', **changes: str
+) -> Iterator[LiveServer]:
+    """Start `litevl serve ARGUMENTS` on a free port, by a line of shell; yield it when ready, end
+    it by SIGTERM."""
     process = subprocess.Popen(
-        command("--port", "0", *arguments),
+        ["sh", "-c", shell, "sh", *command("--port", "0", *arguments)],
         env=environment(folder, **changes),
         cwd=ROOT,
         stdout=subprocess.PIPE,

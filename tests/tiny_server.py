@@ -27,7 +27,7 @@ from litevl.config import Config
 from litevl.engine.engine import Engine
 from litevl.media import fetch, workers
 from litevl.media.loader import MediaLoader
-from litevl.sequence import ModelCard, SamplingDefaults
+from litevl.sequence import ModelCard, SamplingDefaults, Sequence
 from rig import LoggedRunner
 from rig import Rig as Model
 from tiny_models import make_checkpoint
@@ -139,6 +139,7 @@ class TinyServer:
     sink: Sink
     added: Counted
     aborted: Counted
+    sequences: list[Sequence]  # that were added
     records: list[RequestRecord]
     finished: Counted
 
@@ -175,14 +176,18 @@ class TinyServer:
 
 
 @contextmanager
-def tiny_server(folder: Path, keys: tuple[str, ...] = (KEY,)) -> Iterator[TinyServer]:
+def tiny_server(
+    folder: Path, keys: tuple[str, ...] = (KEY,), card: ModelCard = CARD, **sizes: int
+) -> Iterator[TinyServer]:
     model = Model(make_checkpoint("qwen3_vl", folder))
-    engine, runner = model.engine(num_blocks=400, max_tokens=32, max_num_seqs=8)
+    usual = {"num_blocks": 400, "max_tokens": 32, "max_num_seqs": 8}
+    engine, runner = model.engine(**usual | sizes)
+    model.model.on_each_layer(engine.beat)
     media = MediaLoader(model.processor, Config(media_networks=("127.0.0.0/8",)))
     backend = Backend(
-        card=CARD,
+        card=card,
         engine=engine,
-        preprocessor=model.processor,
+        preprocessor=model.processor.with_max_model_len(card.max_model_len),
         grammars=FakeGrammars(),
         media=media,
     )
@@ -191,7 +196,9 @@ def tiny_server(folder: Path, keys: tuple[str, ...] = (KEY,)) -> Iterator[TinySe
             patch.setitem(seconds, "image", PATIENCE)
         threading.Thread(target=sink.serve_forever, daemon=True).start()
         records: list[RequestRecord] = []
-        counted = [count_calls(patch, engine, name) for name in ("add", "abort")]
+        sequences: list[Sequence] = []
+        added = count_calls(patch, engine, "add", sequences)
+        aborted = count_calls(patch, engine, "abort")
         finished = count_calls(patch, Records, "finish", records)
         with running(is_loaded=False, api_key=keys) as server:
             server.service.attach(backend)
@@ -201,8 +208,9 @@ def tiny_server(folder: Path, keys: tuple[str, ...] = (KEY,)) -> Iterator[TinySe
                 runner=runner,
                 media=media,
                 sink=sink,
-                added=counted[0],
-                aborted=counted[1],
+                added=added,
+                aborted=aborted,
+                sequences=sequences,
                 records=records,
                 finished=finished,
             )

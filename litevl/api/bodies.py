@@ -12,12 +12,19 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litevl.errors import RequestTooLargeError
+from litevl.machine import memory
 from litevl.media.budgets import BytesInFlight
 
-MAX_BYTES_IN_FLIGHT = 384 * 2**20  # four of the largest; a body costs about thrice itself in memory
+MAX_BYTES_IN_FLIGHT = 384 * 2**20  # four of the largest
+MEMORY_SHARE = 16  # a body costs about four times itself: all together, a quarter of the memory
 UNCOUNTED = 256 * 2**10  # of each body: as much as texts need; 1024 connections have 256 MiB of it
 
 _CLAIM = "litevl.body"  # in the scope
+
+
+def bytes_that_fit(max_body_size: int) -> int:
+    """How many there may be in all: one of the largest bodies, however little memory there is."""
+    return max(max_body_size, min(MAX_BYTES_IN_FLIGHT, memory().total // MEMORY_SHARE))
 
 
 class _Claim:

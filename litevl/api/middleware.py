@@ -27,12 +27,14 @@ from litevl.errors import (
     LitevlError,
     MethodNotAllowedError,
     RouteNotFoundError,
+    UnavailableError,
 )
 from litevl.logs import FRAMES
 
 logger = logging.getLogger("litevl.api")
 
 _SLASHES = re.compile("/{2,}")
+_NO_THREAD = "can't start new thread"  # Python's words where memory or a limit is at its end
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REQUEST_ID = "litevl.request_id"  # in the scope's state
 _ANSWER_HEADERS = "litevl.answer_headers"  # in the scope: headers that go out with whatever answer
@@ -180,6 +182,8 @@ def _answer_to(error: BaseException, request: str) -> LitevlError:
     frames = "".join(traceback.format_tb(error.__traceback__))
     name = type(error).__name__
     logger.error("%s: unexpected %s", request, name, extra={FRAMES: frames})
+    if isinstance(error, MemoryError) or str(error) == _NO_THREAD:
+        return UnavailableError("Out of memory or threads; try again, or send less.")
     return InternalError("The server failed on this request; its log says where.")
 
 

@@ -12,20 +12,25 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from io import FileIO
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from litevl.api.app import create_app
-from litevl.api.bodies import MAX_BYTES_IN_FLIGHT
+from litevl.api.bodies import bytes_that_fit
 from litevl.api.records import Records
 from litevl.api.service import Service
 from litevl.api.wire import GuardedProtocol, Limits
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.health import Health
+from litevl.machine import OUT_OF_FILES
 from litevl.media.budgets import BytesInFlight
 
 logger = logging.getLogger("litevl.api")
@@ -47,17 +52,18 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: Config, service: Service, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        self.budget = BytesInFlight(max(MAX_BYTES_IN_FLIGHT, config.max_body_size), "requests")
+        self.budget = BytesInFlight(bytes_that_fit(config.max_body_size), "requests")
         self._service = service
         self._drained_at: float | None = None  # when patience ends
         records = Records()
+        self.note = records.note_connection
         self._unwell_since: float | None = None
         self.exit_code = 0
         protocol: Any = partial(  # uvicorn's types ask for a class
             GuardedProtocol,
             limits=limits,
             tls=load_certificate(config),
-            note=records.note_connection,
+            note=self.note,
         )
         super().__init__(
             uvicorn.Config(
@@ -141,11 +147,57 @@ def load_certificate(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def raise_file_limit(limits: Limits) -> None:
-    """Let the process open a file for each connection, as far as its own limits allow."""
+def raise_file_limit(limits: Limits) -> Limits:
+    """Let the process open a file for each connection. Where its own limits do not allow so many,
+    these are the limits with fewer connections: half of the files, at least, are for all else."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.connections + limits.refused_connections + FILES_BESIDE
+    connections = limits.connections + limits.refused_connections
+    files = connections + FILES_BESIDE
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        files = min(files, hard)
+    if soft == resource.RLIM_INFINITY:
+        return limits
+    if soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    share = (files - min(FILES_BESIDE, files // 2)) / connections
+    return replace(
+        limits,
+        connections=int(limits.connections * share),
+        refused_connections=int(limits.refused_connections * share),
+    )
+
+
+class Listener(socket.socket):
+    """Turns away whom there is no file for, on the one that it keeps for that.
+
+    asyncio would leave them waiting, ask 2048 times a second whether there is one now, and write
+    a traceback into the log each time.
+    """
+
+    note: Callable[[str, str | None], None] = staticmethod(lambda why, request: None)
+
+    def __init__(self, family: int) -> None:
+        super().__init__(family)
+        self._spare = FileIO(os.devnull)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """`BlockingIOError`, which asks again, when one was turned away."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in OUT_OF_FILES:
+                raise
+        self._turn_away()
+        raise BlockingIOError
+
+    def _turn_away(self) -> None:
+        self._spare.close()
+        with suppress(OSError):  # a thread may have been quicker, the client may be gone
+            super().accept()[0].close()
+            self.note("too_many_connections", None)
+        with suppress(OSError):
+            self._spare = FileIO(os.devnull)
+
+    def close(self) -> None:
+        self._spare.close()
+        super().close()

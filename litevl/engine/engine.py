@@ -52,8 +52,8 @@ class Runner(Protocol):
     """What turns a step into tokens; `runner.py` implements it, tests fake it."""
 
     def launch(self, step: Step) -> Launched:
-        """MemoryError says what it means; anything else is the fault of one of the sequences. A
-        step that failed may be launched again, in parts."""
+        """MemoryError and DeviceLostError say what they mean; anything else is the fault of one of
+        the sequences. A step that failed may be launched again, in parts."""
 
     def check_device(self) -> None:
         """Asked after a failure; DeviceLostError when nothing can run any more."""
@@ -241,6 +241,8 @@ class Engine:
         alone; the others notice nothing."""
         try:
             computed = self._runner.launch(step).wait()
+        except DeviceLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - the thread must survive one bad request
             self._runner.check_device()
             if len(step.chunks) == 1:

@@ -22,6 +22,9 @@ from litevl.sequence import ChunkOutput, MediaKey, Step
 
 # How the host's allocator and cuBLAS say it.
 NO_MEMORY = re.compile("can't allocate memory|STATUS_ALLOC_FAILED")
+# How oneDNN does where it cannot map a new kernel. It keeps that error: no other kernel is made in
+# this thread, however much memory there is later.
+NO_KERNELS = re.compile("could not create a primitive$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Runner:
 
     def launch(self, step: Step) -> Launched:
         """Start a step's forward pass. MemoryError when there is no room for it, even without all
-        that is only kept."""
+        that is only kept; DeviceLostError when there will be none for any."""
         try:
             with _memory_told():
                 return self._launch(step)
@@ -125,4 +128,6 @@ def _memory_told() -> Iterator[None]:
     except RuntimeError as error:
         if NO_MEMORY.search(str(error)):
             raise MemoryError from None
+        if NO_KERNELS.search(str(error)):
+            raise DeviceLostError("no more kernels can be made") from None
         raise

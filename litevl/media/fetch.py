@@ -21,7 +21,8 @@ import httpx
 
 from litevl import __version__
 from litevl.config import IPNetwork
-from litevl.errors import MediaError
+from litevl.errors import MediaError, UnavailableError
+from litevl.machine import OUT_OF_FILES
 from litevl.media.budgets import ByteBudget
 from litevl.media.sources import HEAD, NOUN, check_size, empty_error, sniff
 from litevl.sequence import MediaKind, MediaRef
@@ -178,13 +179,16 @@ class Fetcher:
 
         `MediaError` invalid_*_url when the address is refused, failed_to_download_* when it gave
         nothing usable, and those of `sniff`, `check_size` and `budget` as soon as bytes tell.
+        `UnavailableError` where this process may open no more sockets.
         """
         try:
             async with asyncio.timeout(SECONDS[ref.declared]):
                 return await self._follow(ref, budget or ByteBudget())
         except RefusedError:
             raise _refused(ref) from None
-        except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError):
+        except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                raise UnavailableError("Too many files are open; try again later.") from None
             raise _failed(ref) from None
 
     async def _look_up(self, host: str, port: int) -> list[str]:
@@ -207,7 +211,9 @@ class Fetcher:
             raise RefusedError
         try:
             answers = await self._resolve(address.host, address.port)
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                raise
             answers = []
         ips = [_parse_ip(answer) for answer in answers]
         # A name that does not exist is refused like one that leads inwards: or else anybody could

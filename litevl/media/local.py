@@ -9,7 +9,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from litevl.errors import MediaError
+from litevl.errors import MediaError, UnavailableError
+from litevl.machine import OUT_OF_FILES
 from litevl.media.sources import HEAD, check_size, empty_error, sniff
 from litevl.sequence import MediaRef
 
@@ -30,7 +31,9 @@ class LocalFiles:
         folder, and those of `sniff` and `check_size`."""
         try:
             descriptor = self._open(ref.url)
-        except (OSError, ValueError, RuntimeError):  # the last: links in a circle, in Python 3.11
+        except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
+            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                raise UnavailableError("Too many files are open; try again later.") from None
             raise _refused(ref) from None
         with open(descriptor, "rb") as file:
             head = file.read(HEAD)
