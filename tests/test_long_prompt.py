@@ -1,10 +1,9 @@
 """A full context: health while it is computed beside a full house, and the end of an answer.
 
-Real HTTP and engine, a tiny model whose layers beat; `LONG_PROMPT=32000` is the larger figure.
+Real HTTP and engine, a tiny model on a clock that its layers move.
 """
 
-import os
-import time
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -14,11 +13,13 @@ import pytest
 
 from fakes import CARD as FAKE_CARD
 from fakes import KEY, running
-from litevl.engine import engine as engine_module
+from litevl.engine import engine
+from litevl.engine.engine import STALL_AFTER_S
+from test_engine import Clock
 from tiny_server import CARD, PATIENCE, TinyServer, ask_about, tiny_server
 
-LONG_PROMPT = int(os.environ.get("LONG_PROMPT", "4000"))
-LIVELY_S = 0.5 + LONG_PROMPT / 8000  # without a heartbeat; a layer of one chunk takes a part of it
+LONG_PROMPT = 4000
+LAYER_S = STALL_AFTER_S * 2 / 3  # one may take so long, a step of several may not
 OTHERS = 16  # twice as many as run at once
 
 
@@ -44,8 +45,14 @@ def complete(tiny: TinyServer) -> httpx.Response:
 def test_health_is_green_through_a_long_prompt_and_a_full_house(
     tiny: TinyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "STALL_AFTER_S", LIVELY_S)
-    monkeypatch.setattr(tiny.engine, "_clock", time.monotonic)
+    monkeypatch.setattr(engine, "QUEUE_S", math.inf)
+    clock = Clock()
+    monkeypatch.setattr(tiny.engine, "_clock", clock)
+
+    def pass_by() -> None:
+        clock.now += LAYER_S
+
+    tiny.runner._model.on_each_layer(pass_by)  # after the heartbeat
     others = [ask_about(None, f"Other {number}?", max_tokens=8) for number in range(OTHERS)]
     seen: list[int] = []
     with ThreadPoolExecutor(OTHERS + 1) as pool:
