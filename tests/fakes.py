@@ -24,6 +24,7 @@ from litevl.api.service import Service
 from litevl.api.serving import Server
 from litevl.api.wire import Limits
 from litevl.config import Config
+from litevl.errors import InvalidValueError
 from litevl.health import EngineStats, Health
 from litevl.media.loader import Fit
 from litevl.sequence import (
@@ -203,6 +204,12 @@ class FakeEngine:
         return TokenLogprobs(chosen=-0.5, top=top)
 
 
+def _prompt(ids: Many[int]) -> Prompt:
+    token_ids = np.array(ids, np.int64)
+    positions = np.tile(np.arange(len(token_ids)), (3, 1))
+    return Prompt(token_ids=token_ids, positions=positions, position_delta=0)
+
+
 @dataclass
 class FakePreprocessor:
     """A byte is a token; a picture or clip is four."""
@@ -211,6 +218,7 @@ class FakePreprocessor:
     is_thinking: bool = False
     tool_format: ToolFormat = "hermes"
     seen: list[Conversation] = field(default_factory=list)
+    reserves: list[int] = field(default_factory=list)  # what `fit` left for answers
     entered: threading.Event = field(default_factory=threading.Event)
     may_go: threading.Event = field(default_factory=threading.Event)
 
@@ -231,12 +239,12 @@ class FakePreprocessor:
             else:
                 items.append(_item(media[part.index], len(ids)))
                 ids += [MEDIA_TOKEN] * TOKENS_PER_ITEM
-        return replace(self.text_prompt(ids), media=tuple(items), is_thinking=self.is_thinking)
+        return replace(_prompt(ids), media=tuple(items), is_thinking=self.is_thinking)
 
     def text_prompt(self, text: str | Many[int]) -> Prompt:
-        ids = np.array(list(text.encode()) if isinstance(text, str) else text, np.int64)
-        positions = np.tile(np.arange(len(ids)), (3, 1))
-        return Prompt(token_ids=ids, positions=positions, position_delta=0)
+        if not text:
+            raise InvalidValueError("`prompt` must hold at least one token.", param="prompt")
+        return _prompt(list(text.encode()) if isinstance(text, str) else text)
 
     def decode(self, token_ids: Many[int]) -> str:
         return bytes(each for each in token_ids if each < EOS).decode(errors="replace")
@@ -261,6 +269,7 @@ class FakePreprocessor:
         self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
     ) -> list[PlannedMedia]:
         """Half as large."""
+        self.reserves.append(reserve)
         return [replace(each, plan=replace(each.plan, width=4, height=4)) for each in media]
 
     def token_name(self, token_id: int) -> bytes:

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from fakes import ANSWER, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
+from fakes import ANSWER, CARD, EOS, KEY, TOKENS_PER_ITEM, Rig, assert_error, body, running, say
 from litevl.api import responses
 from litevl.errors import InvalidValueError
 from litevl.sequence import ChoiceGrammar, JsonGrammar, Sequence, TokenLogprobs, ToolGrammar
@@ -100,13 +100,13 @@ def delta_of(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_logprobs_tell_every_token_but_the_stop_token(rig: Rig) -> None:
-    rig.engine.script = lambda sequence: say("é!")
+    rig.engine.script = lambda sequence: say("!é!")
     plain = rig.chat().json()["choices"][0]
     assert plain["logprobs"] is None
     content = rig.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
-    assert [bytes(each["bytes"]) for each in content] == [b"\xc3", b"\xa9", b"!"]
-    assert [each["token"] for each in content] == ["\ufffd", "\ufffd", "!"]
-    assert content[2]["top_logprobs"] == [
+    assert [bytes(each["bytes"]) for each in content] == [b"!", b"\xc3", b"\xa9", b"!"]
+    assert [each["token"] for each in content] == ["!", "\ufffd", "\ufffd", "!"]
+    assert content[3]["top_logprobs"] == [
         {"token": "!", "logprob": -0.5, "bytes": [33]},
         {"token": '"', "logprob": -1.5, "bytes": [34]},
     ]
@@ -222,19 +222,6 @@ def test_without_tools_or_with_none_to_be_called_a_call_is_text(rig: Rig) -> Non
         assert rig.preprocessor.seen[-1].tools == ()
 
 
-def test_a_call_that_had_to_be_made_and_was_cut_off_leaves_no_marker_in_the_content(
-    rig: Rig,
-) -> None:
-    rig.engine.script = lambda sequence: say(CALL)
-    for length in range(1, len(CALL.encode())):
-        asked = {"tools": [TOOL], "tool_choice": "required", "max_tokens": length}
-        choice = rig.chat(**asked).json()["choices"][0]
-        streamed = joined(chunks(rig.chat(**asked, stream=True)))
-        assert choice["finish_reason"] == streamed["reason"] == "length"
-        assert not choice["message"]["content"] and not streamed["content"]
-        assert bool(choice["message"].get("tool_calls")) == (length >= CALL.index(","))
-
-
 def test_a_tool_that_must_be_called_is_a_grammar(rig: Rig) -> None:
     rig.engine.script = lambda sequence: say(CALL)
     assert rig.chat(tools=[TOOL], tool_choice="required").json()["choices"][0]["finish_reason"] == (
@@ -333,6 +320,8 @@ def test_media_that_may_shrink_are_fitted_and_the_receipt_says_so(rig: Rig) -> N
     answer = rig.chat(messages=messages, media_fit="auto", media_receipt=True).json()
     (told,) = answer["litevl"]["media"]
     assert (told["seen_size"], told["scale"]) == ([4, 4], [0.5, 0.5])
+    rig.chat(messages=messages, media_fit="auto", max_tokens=7)
+    assert rig.preprocessor.reserves == [CARD.max_model_len // 8, 7], "the answer's room"
 
 
 # Text completions ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -10,7 +11,18 @@ from fakes import running
 from litevl.api import answering
 from litevl.api.answer import Content
 from litevl.api.choices import Delta, ScoredToken
-from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm
+from litevl.api.protocol import Streaming
+from litevl.api.responses import AnswerHead, AnswerWriter, ChatForm, ChunkWriter
+
+
+def test_a_chunk_of_log_probabilities_alone_is_sent_and_one_without_news_is_not() -> None:
+    head = AnswerHead(id="x", created=0, model="tiny", form=ChatForm(), prompts=(), more={})
+    writer = ChunkWriter(head, Streaming(stream=True))
+    nothing = Delta(index=0, pieces=[], completion_tokens=1, reasoning_tokens=0, cached_tokens=0)
+    assert writer.add(nothing), "the first has the role"
+    assert not writer.add(nothing)
+    half = writer.add(replace(nothing, scores=(ScoredToken(b"\xc3", -0.5),)))
+    assert b'"logprobs":{"content":[{' in half
 
 
 def test_a_token_more_costs_no_more_in_a_long_answer_than_in_a_short_one() -> None:

@@ -127,15 +127,16 @@ class AnswerReader:
     ) -> None:
         """`is_thinking`: the prompt ended inside `<think>`. No `tool_format`: calls are text.
 
-        Calls beyond `max_calls` are read and dropped. `only_calls`: nothing else can follow the
-        thought, so what is cut off before it is one is no content. `reasoning_in_content`: what the
+        Calls beyond `max_calls` are read and dropped. `only_calls`: they alone can follow the
+        thought, in which there are none, so what is cut off before it is one is no content.
+        `reasoning_in_content`: what the
         model thinks is content, tags included, and so is the `<think>` that the prompt ended with.
         """
         self.is_reasoning = is_thinking and not reasoning_in_content
         self.num_calls = 0  # that were sent
         self._has_thought = is_thinking
         self._in_content = reasoning_in_content
-        self._has_content = not only_calls or (is_thinking and reasoning_in_content)
+        self._only_calls = only_calls
         self._types = ParameterTypes(tools)
         self._max_calls = max_calls
         self._new_id = new_id
@@ -144,10 +145,16 @@ class AnswerReader:
         self._bare_tags = (FUNCTION,) if tool_format == "xml" else ()
         self._stray_tags: tuple[str, ...] = ()  # a second `</think>` is swallowed
         self._text = Text()
+        self._has_content = True
         self._gap = ""  # what stood before the tag that was met last and belongs to it
         self._call = _Call()
         self._pieces: list[Piece] = []
         self._reading = self._read()
+
+    @property
+    def has_open_call(self) -> bool:
+        """The call that was sent last has not come to its end."""
+        return self._call.is_named and not self._call.is_whole
 
     def push(self, text: str) -> list[Piece]:
         """Take more text; what can be sent now."""
@@ -170,11 +177,19 @@ class AnswerReader:
         edge: tuple[str, ...] = ()  # tags that are read only where no text stands before them
         if self._in_content and self._has_thought:
             self._say(Content, f"{THINK}\n")
+            if self._only_calls:
+                yield from self._told_thought()
         elif self._has_thought:
             edge = yield from self._thought()
         elif not self._in_content:
             edge = (THINK,)
+        self._has_content = not self._only_calls
         yield from self._content(edge)
+
+    def _told_thought(self) -> Reads[None]:
+        """A thought that is content, up to the tag that ends it."""
+        if tag := (yield from self._until_tag(Content, (END_THINK,))):
+            self._say(Content, self._gap + tag)
 
     def _content(self, edge: tuple[str, ...] | None) -> Reads[None]:
         """Content and calls up to the end; `edge` is None in the middle of text."""
@@ -200,8 +215,9 @@ class AnswerReader:
         """Reasoning up to its end; the tags to expect after it."""
         self.is_reasoning = True
         edge: tuple[str, ...] = ()
+        calls = () if self._only_calls else self._call_tags
         yield from self._text.skip("\n")
-        while tag := (yield from self._until_tag(Reasoning, (END_THINK, *self._call_tags))):
+        while tag := (yield from self._until_tag(Reasoning, (END_THINK, *calls))):
             if tag == END_THINK:
                 yield from self._text.skip("\n")
                 break
@@ -243,7 +259,7 @@ class AnswerReader:
         return tag
 
     def _say(self, channel: type[Reasoning | Content], text: str) -> None:
-        if text and (self._has_content or channel is Reasoning):
+        if text and self._has_content:
             self._put(channel(text))
 
     def _put(self, piece: Piece) -> None:
@@ -311,6 +327,7 @@ class AnswerReader:
                 if not self._call.is_named:
                     return
         following = yield from self._text.peek()
+        self._call.is_whole |= following == "}"
         if following and not has_arguments:
             self._argue("{}")
         yield from self._text.skip("}")  # models close more than they opened, too
@@ -318,7 +335,8 @@ class AnswerReader:
     def _read_arguments(self) -> Reads[None]:
         """An object goes out as it grows; anything else when it is whole."""
         if (yield from self._text.peek()) == "{":
-            yield from self._text.json_value(self._argue)
+            value = yield from self._text.json_value(self._argue)
+            self._call.is_whole = decode(value) is not None  # though the brace around it may lack
         else:
             self._argue(object_text((yield from self._text.json_value())))
 
@@ -341,6 +359,7 @@ class AnswerReader:
             member = json.dumps(key, ensure_ascii=False)
             self._argue(f"{opening}{member}: {self._types.to_json(name, key, value)}")
             opening = ", "
+        self._call.is_whole = tag == END_FUNCTION
         if tag or (yield from self._text.peek()):  # else it was cut off, and must not look whole
             self._argue("{}" if opening == "{" else "}")
 
@@ -351,4 +370,5 @@ class _Call:
 
     is_named: bool = False
     is_kept: bool = False
+    is_whole: bool = False
     held: list[str] = field(default_factory=list)  # arguments that came before the name

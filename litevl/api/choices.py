@@ -46,6 +46,9 @@ class Reader(Protocol):
     @property
     def is_reasoning(self) -> bool: ...
 
+    @property
+    def has_open_call(self) -> bool: ...
+
     def push(self, text: str) -> list[Piece]: ...
 
     def flush(self) -> list[Piece]: ...
@@ -55,6 +58,7 @@ class PlainReader:
     """All is content."""
 
     is_reasoning = False
+    has_open_call = False
 
     def push(self, text: str) -> list[Piece]:
         return [Content(text)] if text else []
@@ -103,7 +107,9 @@ class Choice:
         if reason:
             pieces += [*self._reader.push(self._detokenizer.flush()), *self._reader.flush()]
         self._has_calls |= any(isinstance(piece, CallStart) for piece in pieces)
-        if reason is FinishReason.STOP and self._has_calls:
+        # A stop string amid a call must not make it look whole.
+        is_cut = self._detokenizer.stopped and self._reader.has_open_call
+        if reason is FinishReason.STOP and self._has_calls and not is_cut:
             reason = self._calls_end_as
         return Delta(
             index=self.index,
