@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from logging.handlers import QueueHandler
 from queue import Full, Queue
+from select import select
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
@@ -26,14 +27,16 @@ FIELDS = "fields"  # its own numbers, a dictionary of JSON values
 FRAMES = "frames"  # where in the code it came about, lines of text
 
 
-def configure(log_format: LogFormat) -> None:
-    """Send litevl's records from INFO up to stderr in this format, and others' warnings."""
+def configure(log_format: LogFormat) -> "Writer":
+    """Send litevl's records from INFO up to stderr in this format, and others' warnings. The way
+    there, for what else is to be said."""
     handler = Writer(STDERR)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("litevl").setLevel(logging.INFO)
     # It warns of what callers ask: a rate beyond their clip's own, say.
     logging.getLogger("qwen_vl_utils").setLevel(logging.ERROR)
+    return handler
 
 
 class Writer(QueueHandler):
@@ -61,6 +64,11 @@ class Writer(QueueHandler):
         except Full:
             self._num_dropped += 1
 
+    def write(self, text: str) -> None:
+        """Text that is no record, in its turn; it is dropped where it would have to wait long."""
+        with suppress(Full):
+            self._waiting.put_nowait(text)
+
     def flush(self) -> None:
         """Wait until all is written, but not for ever: called by `logging.shutdown`."""
         with self._waiting.all_tasks_done:
@@ -74,7 +82,10 @@ class Writer(QueueHandler):
             left = lines.encode(errors="backslashreplace")
             with suppress(OSError):  # a full disk may have room for the next
                 while left:
-                    left = left[os.write(self._descriptor, left) :]
+                    try:
+                        left = left[os.write(self._descriptor, left) :]
+                    except BlockingIOError:  # somebody who shares it has made it so
+                        select([], [self._descriptor], [])
             self._waiting.task_done()
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TextIO
 
 Report = Callable[[str, int, int, str], None]  # phase, done, total (0: not known), unit
 
@@ -34,12 +33,21 @@ class _Phase:
     total: int = 0
 
 
+def _to_stderr(text: str) -> None:
+    with suppress(OSError):  # the work goes on where nobody looks any more
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Progress:
     """Several threads may report at once, as a download does."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._is_terminal = self._stream.isatty()
+    def __init__(
+        self, write: Callable[[str], object] = _to_stderr, *, is_terminal: bool | None = None
+    ) -> None:
+        """`write` leads to stderr; `is_terminal` where it does not."""
+        self._write = write
+        self._is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
         self._phase: _Phase | None = None
         self._lock = threading.Lock()
 
@@ -93,11 +101,6 @@ class Progress:
             self._write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         else:
             self._write(f"litevl: {phase.name}: {told}\n")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError):  # the work goes on where nobody looks any more
-            self._stream.write(text)
-            self._stream.flush()
 
 
 def _bar(phase: _Phase) -> str:

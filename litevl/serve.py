@@ -20,7 +20,7 @@ from litevl.api.wire import Limits
 from litevl.banner import banner, load_keys
 from litevl.config import Config
 from litevl.errors import ConfigError
-from litevl.logs import configure
+from litevl.logs import Writer, configure
 from litevl.progress import Progress, Report
 from litevl.sequence import ModelCard
 
@@ -32,14 +32,14 @@ Load = Callable[[Config, Report], tuple[Backend, dict[str, str]]]
 
 def serve(config: Config, load: Load) -> int:
     """Listen, load, answer until told to stop; returns the exit code."""
-    configure(config.log_format)
+    log = configure(config.log_format)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each bad request
     config = load_keys(config)
     service = Service(config)
     server = Server(config, service, raise_file_limit(Limits()))
     listener = _listen(config)
     listener.note = server.note
-    loading = _Loading(load, service, server, config, listener.getsockname()[1])
+    loading = _Loading(load, service, server, config, listener.getsockname()[1], log)
     loading.start()
     server.run(sockets=[listener])
     return 1 if loading.has_failed else server.exit_code
@@ -70,13 +70,20 @@ class _Loading(threading.Thread):
     """Loads the model beside the server that already listens."""
 
     def __init__(
-        self, load: Load, service: Service, server: Server, config: Config, port: int
+        self,
+        load: Load,
+        service: Service,
+        server: Server,
+        config: Config,
+        port: int,
+        log: Writer,
     ) -> None:
         super().__init__(name="litevl-loading", daemon=True)
         self.has_failed = False
         self._load, self._service, self._server = load, service, server
         self._config, self._port = config, port
-        self._progress = Progress()
+        self._log = log
+        self._progress = Progress(log.write)
 
     def run(self) -> None:
         try:
@@ -109,14 +116,12 @@ class _Loading(threading.Thread):
 
     def _fail(self, reason: str) -> None:
         self.has_failed = True
-        logging.shutdown()  # what was logged stands before the last word
-        try:
-            self._progress.say(reason)  # before the end, which takes this thread with it
-        finally:
-            self._server.should_exit = True
+        self._progress.say(reason)  # before the end, which takes this thread with it
+        self._server.should_exit = True
 
     def _tell(self, card: ModelCard, summary: dict[str, str]) -> None:
         """The banner. A start is good without it too."""
+        self._log.flush()  # the banner goes another way
         tells_key = sys.stdout.isatty()
         try:
             print(banner(self._config, self._port, card, summary, tells_key=tells_key), flush=True)

@@ -226,14 +226,9 @@ def test_info_of_a_mirrors_model_tells_its_commit_and_fetches_no_weights(tmp_pat
 # Progress --------------------------------------------------------------------------------------
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_a_terminal_gets_one_line_a_phase() -> None:
-    stream = Terminal()
-    progress = Progress(stream)
+    stream = io.StringIO()
+    progress = Progress(stream.write, is_terminal=True)
     for done in range(0, 101, 10):
         progress.report("downloading", done * 2**20, 100 * 2**20, "B")
     progress.report("loading", 1, 2)
@@ -246,7 +241,7 @@ def test_a_terminal_gets_one_line_a_phase() -> None:
 
 def test_a_log_gets_plain_lines_and_few() -> None:
     stream = io.StringIO()
-    progress = Progress(stream)
+    progress = Progress(stream.write, is_terminal=False)
     for done in range(1000):
         progress.report("downloading", done * 2**20, 1000 * 2**20, "B")
     progress.end()

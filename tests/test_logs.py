@@ -78,6 +78,21 @@ def test_records_that_cannot_wait_are_dropped_and_the_next_one_says_so(
     assert lines[-1].endswith("later\n")
 
 
+def test_a_pipe_that_somebody_made_non_blocking_gets_every_record() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    writer = logs.Writer(write)
+    writer.setFormatter(TextFormatter())
+    with os.fdopen(read, encoding="utf-8") as reader:
+        for number in range(3):
+            writer.handle(record(f"{number}" * 100_000))
+        lines = [reader.readline() for _ in range(3)]
+        os.close(write)
+    assert [line[-100_001:] for line in lines] == [
+        f"{number}" * 100_000 + "\n" for number in range(3)
+    ]
+
+
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     with running() as rig:

@@ -54,22 +54,26 @@ sys.exit(cli.main(["serve", "--port", "0", *sys.argv[1:]]))
 def started(
     *arguments: str, redirected: str = "", **changes: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address, started by a shell; 9 is a pipe that nobody reads."""
+    """The process and its address, started by a shell; 9 is a pipe whose reader has gone, 8 one
+    that is full and that nobody reads."""
     told, port_to = os.pipe()
     gone, unread = os.pipe()
     os.close(gone)
-    command = ["sh", "-c", f'exec "$@" {redirected} 9>&-', "sh", sys.executable, "-c", PROGRAM]
+    never_read, full = os.pipe()
+    os.write(full, bytes(fcntl.fcntl(full, fcntl.F_GETPIPE_SZ)))
+    command = ["sh", "-c", f'exec "$@" {redirected} 8>&- 9>&-', "sh", sys.executable, "-c", PROGRAM]
     process = subprocess.Popen(
         [*command, *arguments],
         env=environment(Path("/nowhere"), **changes, PORT_TO=str(port_to)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=(port_to, 9),
-        preexec_fn=lambda: os.dup2(unread, 9),
+        pass_fds=(port_to, 8, 9),
+        preexec_fn=lambda: (os.dup2(full, 8), os.dup2(unread, 9)),
     )
     os.close(port_to)
     os.close(unread)
-    with process, open(told, encoding="utf-8") as reader:
+    os.close(full)
+    with process, open(never_read, "rb"), open(told, encoding="utf-8") as reader:
         try:
             yield process, f"http://127.0.0.1:{reader.readline().strip()}"
         finally:
@@ -82,7 +86,17 @@ def end(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-STREAMS = [">&9", "2>&9", ">&9 2>&9", ">/dev/full", "2>/dev/full", ">&-", "2>&-", "<&- >&- 2>&-"]
+STREAMS = [
+    "2>&8",
+    ">&9",
+    "2>&9",
+    ">&9 2>&9",
+    ">/dev/full",
+    "2>/dev/full",
+    ">&-",
+    "2>&-",
+    "<&- >&- 2>&-",
+]
 
 
 @pytest.mark.parametrize("redirected", STREAMS)
