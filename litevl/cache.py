@@ -66,8 +66,8 @@ class Cache(Generic[Key, Value]):
             self._evict()
 
     def forget(self, key: Key) -> None:
-        """Let go of a value that proved to be bad; whoever still holds it finds out as well."""
-        if key in self._values and key not in self._holders:
+        """Let go of a value that proved to be bad, held or not: it will be made again."""
+        if key in self._values:
             self.used -= self._values.pop(key)[1]
 
     def clear(self) -> None:

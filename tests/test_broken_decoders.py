@@ -5,7 +5,7 @@ Real HTTP, a real media room, scripted answers; `test_workers.py` looks at the c
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,9 +27,6 @@ LARGE = encode(Image.new("RGBA", (6000, 6000)), "PNG", compress_level=1)
 CHILDREN = min(4, os.cpu_count() or 1)
 
 
-BEFORE = frozenset(each.pid for each in psutil.Process().children())
-
-
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     """Whose children are none when it has ended."""
@@ -47,8 +44,14 @@ def rig() -> Iterator[Rig]:
 
 
 def children() -> list[psutil.Process]:
-    """Decoders of this process, zombies too."""
-    return [each for each in psutil.Process().children() if each.pid not in BEFORE]
+    """Decoders of this process, zombies too; not the servers of other tests."""
+    return [each for each in psutil.Process().children() if not is_server(each)]
+
+
+def is_server(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "serve" in process.cmdline()
+    return False
 
 
 def content(data: bytes) -> list[dict[str, object]]:

@@ -22,7 +22,8 @@ import pytest
 from fakes import assert_error, running
 from litevl.api import bodies, serving
 from litevl.api.wire import Limits
-from litevl.errors import UnavailableError
+from litevl.config import Config
+from litevl.errors import MediaError, UnavailableError
 from litevl.health import Health
 from litevl.machine import Memory
 from litevl.media.fetch import Fetcher
@@ -169,34 +170,53 @@ def test_the_server_has_fewer_connections_where_it_may_open_fewer_files(
         assert serving.raise_file_limit(Limits()).connections == connections
 
 
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open none."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as free:
+        next_file = free.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_spare_file_that_was_lost_comes_back_and_without_it_nobody_asks_again_at_once() -> None:
+    with serving.Listener(socket.AF_INET) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener._spare.close()  # a thread was quicker
+        with socket.create_connection(listener.getsockname(), PATIENCE) as client:
+            with no_more_files(), pytest.raises(OSError, match="Too many open files"):
+                listener.accept()
+            listener.accept()[0].close()
+            assert client.recv(1) == b"" and not listener._spare.closed
+
+
 def test_whom_there_is_no_file_for_is_turned_away_at_once_and_the_next_one_let_in() -> None:
-    limits, told = resource.getrlimit(resource.RLIMIT_NOFILE), list[str]()
+    told = list[str]()
     with serving.Listener(socket.AF_INET) as listener:
         listener.note = lambda why, request: told.append(why)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         with socket.create_connection(listener.getsockname(), PATIENCE) as client:
-            with open(os.devnull, "rb") as free:
-                next_file = free.fileno()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (next_file, limits[1]))
-            try:
-                with pytest.raises(BlockingIOError):
-                    listener.accept()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            with no_more_files(), pytest.raises(BlockingIOError):
+                listener.accept()
             assert (client.recv(1), told) == (b"", ["too_many_connections"])
         with socket.create_connection(listener.getsockname(), PATIENCE):
             listener.accept()[0].close()
 
 
 @pytest.mark.anyio
-async def test_a_download_for_which_there_is_no_file_may_be_asked_for_again() -> None:
-    async def resolve(host: str, port: int) -> list[str]:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    fetcher = Fetcher(resolver=resolve)
-    with pytest.raises(UnavailableError):
-        await fetcher.fetch(reference("http://example.com/"))
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_download_for_which_there_is_no_file_may_be_asked_for_again(host: str) -> None:
+    fetcher = Fetcher(Config(media_networks=("127.0.0.0/8", "::1/128")).media_ip_networks)
+    with pytest.raises(MediaError):  # nobody is there, and a thread looked the name up
+        await fetcher.fetch(reference(f"http://{host}:1/"))
+    with no_more_files(), pytest.raises(UnavailableError):
+        await fetcher.fetch(reference(f"http://{host}:1/"))
     fetcher.close()
 
 

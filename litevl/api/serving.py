@@ -181,11 +181,13 @@ class Listener(socket.socket):
         self._spare = FileIO(os.devnull)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """`BlockingIOError`, which asks again, when one was turned away."""
+        """`BlockingIOError`, which asks again, when one was turned away. Where the spare file is
+        lost, to a thread that was quicker, asyncio has its way until there is one again."""
+        self._keep_spare()
         try:
             return super().accept()
         except OSError as error:
-            if error.errno not in OUT_OF_FILES:
+            if error.errno not in OUT_OF_FILES or self._spare.closed:
                 raise
         self._turn_away()
         raise BlockingIOError
@@ -195,8 +197,12 @@ class Listener(socket.socket):
         with suppress(OSError):  # a thread may have been quicker, the client may be gone
             super().accept()[0].close()
             self.note("too_many_connections", None)
-        with suppress(OSError):
-            self._spare = FileIO(os.devnull)
+        self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        if self._spare.closed:
+            with suppress(OSError):
+                self._spare = FileIO(os.devnull)
 
     def close(self) -> None:
         self._spare.close()

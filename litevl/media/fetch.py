@@ -187,7 +187,7 @@ class Fetcher:
         except RefusedError:
             raise _refused(ref) from None
         except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            if _is_out_of_files(error):
                 raise UnavailableError("Too many files are open; try again later.") from None
             raise _failed(ref) from None
 
@@ -212,7 +212,7 @@ class Fetcher:
         try:
             answers = await self._resolve(address.host, address.port)
         except (OSError, UnicodeError) as error:
-            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            if _is_out_of_files(error):
                 raise
             answers = []
         ips = [_parse_ip(answer) for answer in answers]
@@ -308,6 +308,15 @@ def _refused(ref: MediaRef) -> MediaError:
         " --allowed-media-domains)" + _about_proxies(),
         code=f"invalid_{ref.declared}_url",
     )
+
+
+def _is_out_of_files(error: BaseException | None) -> bool:
+    """Whether it came of that, however often it was wrapped."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _failed(ref: MediaRef) -> MediaError:
