@@ -34,6 +34,7 @@ from litevl.sequence import (
     Grammar,
     LoadedMedia,
     MediaItem,
+    MediaPart,
     MediaPlan,
     MediaRef,
     MediaSize,
@@ -250,20 +251,10 @@ class FakePreprocessor:
         return bytes(each for each in token_ids if each < EOS).decode(errors="replace")
 
     def measure(self, conversation: Conversation, media: Many[PlannedMedia]) -> PromptSize:
-        sizes = [
-            sum(
-                len(part.text.encode()) if isinstance(part, TextPart) else TOKENS_PER_ITEM
-                for part in message.parts
-            )
-            for message in conversation.messages
-        ]
-        return PromptSize(
-            token_ids=np.zeros(sum(sizes), np.int64),
-            message_tokens=tuple(sizes),
-            media=tuple(
-                MediaSize(media=each, grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM) for each in media
-            ),
-        )
+        sizes = tuple(sum(map(_size, message.parts)) for message in conversation.messages)
+        sized = (MediaSize(media=m, grid=(1, 4, 4), num_tokens=TOKENS_PER_ITEM) for m in media)
+        ids = np.zeros(sum(sizes), np.int64)
+        return PromptSize(token_ids=ids, message_tokens=sizes, media=tuple(sized))
 
     def fit(
         self, conversation: Conversation, media: Many[PlannedMedia], reserve: int
@@ -277,6 +268,10 @@ class FakePreprocessor:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < EOS else b""
+
+
+def _size(part: TextPart | MediaPart) -> int:
+    return len(part.text.encode()) if isinstance(part, TextPart) else TOKENS_PER_ITEM
 
 
 def _item(media: LoadedMedia, start: int) -> MediaItem:
