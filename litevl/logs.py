@@ -8,6 +8,7 @@ Knows nothing of what is logged.
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -30,7 +31,7 @@ FRAMES = "frames"  # where in the code it came about, lines of text
 def configure(log_format: LogFormat) -> "Writer":
     """Send litevl's records from INFO up to stderr in this format, and others' warnings. The way
     there, for what else is to be said."""
-    handler = Writer(STDERR)
+    handler = Writer(STDERR, sys.stderr.encoding)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("litevl").setLevel(logging.INFO)
@@ -46,10 +47,11 @@ class Writer(QueueHandler):
     the event loop first. What cannot wait any more is dropped, and the next record says so.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
         self._waiting: Queue[str] = Queue(WAITING)
         super().__init__(self._waiting)
         self._descriptor = descriptor
+        self._encoding = encoding
         self._num_dropped = 0
         threading.Thread(target=self._write, name="litevl-log", daemon=True).start()
 
@@ -78,8 +80,8 @@ class Writer(QueueHandler):
 
     def _write(self) -> None:
         # Not by `sys.stderr`, whose lock would be held while the process ends.
-        while lines := self._waiting.get():
-            left = lines.encode(errors="backslashreplace")
+        while True:
+            left = self._waiting.get().encode(self._encoding, errors="backslashreplace")
             with suppress(OSError):  # a full disk may have room for the next
                 while left:
                     try:
