@@ -44,13 +44,16 @@ def rig() -> Iterator[Rig]:
 
 
 def children() -> list[psutil.Process]:
-    """Decoders of this process, zombies too; not the servers of other tests."""
-    return [each for each in psutil.Process().children() if not is_server(each)]
+    """Decoders of this process, zombies too; not what other tests have started."""
+    return [each for each in psutil.Process().children() if is_decoder(each)]
 
 
-def is_server(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "serve" in process.cmdline()
+def is_decoder(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()[1:3] in (
+            ["-P", "-B"],
+            [],
+        )  # as `Child.start` calls it, or a zombie
     return False
 
 
