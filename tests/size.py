@@ -5,6 +5,7 @@ is no limit: a room that outgrows it should first be asked what could be deleted
 """
 
 import ast
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -60,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make size | head`
     main()
