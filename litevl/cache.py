@@ -66,8 +66,9 @@ class Cache(Generic[Key, Value]):
             self._evict()
 
     def forget(self, key: Key) -> None:
-        """Let go of a value that proved to be bad, held or not: it will be made again."""
-        if key in self._values:
+        """Let go of a value that proved to be bad, unless somebody holds it: they will find out
+        themselves, or the next one does."""
+        if key in self._values and key not in self._holders:
             self.used -= self._values.pop(key)[1]
 
     def clear(self) -> None:
