@@ -17,6 +17,15 @@ OWN_GROUP = Path("/proc/self/cgroup")
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # of this process, or of the machine
 
 
+def is_out_of_files(error: BaseException | None) -> bool:
+    """Whether no more could be opened: the error says so, or one that it came of."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """In bytes."""

@@ -10,7 +10,7 @@ from litevl.health import Health
 from litevl.sequence import FinishReason, Step
 from scheduler_shadow import media_item
 from test_engine import Clock, Outbox, ScriptedRunner, engine, request
-from test_faults import LostDevice
+from test_faults import LostDevice, has_room_for_one
 
 
 def ended(each: Engine) -> list[FinishReason | None]:
@@ -29,11 +29,7 @@ def test_an_answer_ends_where_the_context_is_full() -> None:
 
 
 def test_each_half_of_a_failed_step_encodes_its_own_pictures_alone() -> None:
-    def exhaust(step: Step) -> None:
-        if len(step.chunks) > 1:
-            raise MemoryError
-
-    runner = ScriptedRunner(before=exhaust)
+    runner = ScriptedRunner(before=has_room_for_one)
     each = engine(runner)
     for name in "AB":
         one = request(name, max_tokens=1)

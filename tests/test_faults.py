@@ -102,6 +102,11 @@ def test_steps_too_large_for_the_memory_are_made_in_parts_and_everybody_is_answe
     assert {tuple(tokens(each)) for each in outputs.values()} == {(0, 1, 2, 3, 4)}
 
 
+def has_room_for_one(step: Step) -> None:
+    if len(step.chunks) > 1:
+        raise MemoryError
+
+
 @dataclass
 class Encoder(ScriptedRunner):
     """Encodes what it is told to, once its step has not failed."""
@@ -118,11 +123,7 @@ class Encoder(ScriptedRunner):
 
 
 def test_a_picture_that_the_first_half_encoded_is_not_encoded_again_by_the_second() -> None:
-    def exhaust(step: Step) -> None:
-        if len(step.chunks) > 1:
-            raise MemoryError
-
-    runner = Encoder(before=exhaust)
+    runner = Encoder(before=has_room_for_one)
     each = engine(runner)
     runner.cache = each.scheduler.encoder_cache
     for number, name in enumerate(("one", "two")):

@@ -30,7 +30,7 @@ from litevl.api.wire import GuardedProtocol, Limits
 from litevl.config import Config
 from litevl.errors import ConfigError
 from litevl.health import Health
-from litevl.machine import OUT_OF_FILES
+from litevl.machine import is_out_of_files
 from litevl.media.budgets import BytesInFlight
 
 logger = logging.getLogger("litevl.api")
@@ -187,7 +187,7 @@ class Listener(socket.socket):
         try:
             return super().accept()
         except OSError as error:
-            if error.errno not in OUT_OF_FILES or self._spare.closed:
+            if not is_out_of_files(error) or self._spare.closed:
                 raise
         self._turn_away()
         raise BlockingIOError

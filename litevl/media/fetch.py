@@ -22,7 +22,7 @@ import httpx
 from litevl import __version__
 from litevl.config import IPNetwork
 from litevl.errors import MediaError, UnavailableError
-from litevl.machine import OUT_OF_FILES
+from litevl.machine import is_out_of_files
 from litevl.media.budgets import ByteBudget
 from litevl.media.sources import HEAD, NOUN, check_size, empty_error, sniff
 from litevl.sequence import MediaKind, MediaRef
@@ -187,7 +187,7 @@ class Fetcher:
         except RefusedError:
             raise _refused(ref) from None
         except (_FailedError, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            if _is_out_of_files(error):
+            if is_out_of_files(error):
                 raise UnavailableError("Too many files are open; try again later.") from None
             raise _failed(ref) from None
 
@@ -212,7 +212,7 @@ class Fetcher:
         try:
             answers = await self._resolve(address.host, address.port)
         except (OSError, UnicodeError) as error:
-            if _is_out_of_files(error):
+            if is_out_of_files(error):
                 raise
             answers = []
         ips = [_parse_ip(answer) for answer in answers]
@@ -308,15 +308,6 @@ def _refused(ref: MediaRef) -> MediaError:
         " --allowed-media-domains)" + _about_proxies(),
         code=f"invalid_{ref.declared}_url",
     )
-
-
-def _is_out_of_files(error: BaseException | None) -> bool:
-    """Whether it came of that, however often it was wrapped."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _failed(ref: MediaRef) -> MediaError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from litevl.errors import MediaError, UnavailableError
-from litevl.machine import OUT_OF_FILES
+from litevl.machine import is_out_of_files
 from litevl.media.sources import HEAD, check_size, empty_error, sniff
 from litevl.sequence import MediaRef
 
@@ -32,7 +32,7 @@ class LocalFiles:
         try:
             descriptor = self._open(ref.url)
         except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
-            if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            if is_out_of_files(error):
                 raise UnavailableError("Too many files are open; try again later.") from None
             raise _refused(ref) from None
         with open(descriptor, "rb") as file:
