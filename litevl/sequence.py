@@ -414,7 +414,7 @@ class ChunkOutput:
     """What a step made of one chunk."""
 
     is_valid: bool = True  # False: NaN among what it saw or computed, or no token was allowed
-    token: SampledToken | None = None  # of the last chunk of a sequence; else means nothing
+    token: SampledToken | None = None  # None: not its sequence's last chunk. Of no use if invalid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

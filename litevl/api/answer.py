@@ -129,8 +129,8 @@ class AnswerReader:
 
         Calls beyond `max_calls` are read and dropped. `only_calls`: they alone can follow the
         thought, in which there are none, so what is cut off before it is one is no content.
-        `reasoning_in_content`: what the
-        model thinks is content, tags included, and so is the `<think>` that the prompt ended with.
+        `reasoning_in_content`: what the model thinks is content, tags included, and so is the
+        `<think>` that the prompt ended with.
         """
         self.is_reasoning = is_thinking and not reasoning_in_content
         self.num_calls = 0  # that were sent
